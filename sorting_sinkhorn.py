@@ -1,0 +1,332 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+The mathematics of Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296) as pure functions on tensors:
+the block grid, block descriptors, Sinkhorn balancing in both kinds, and the soft and hard assignment of blocks.
+
+Shape letters: `B` rows of the batch, `L` tokens, `b` tokens per block, `N` blocks, `G` key/value heads, `D` head
+dimension, `S` sorted blocks per block. `i` is a destination block, `j` a source block, `t` a slot inside a block.
+Imports torch alone.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class BlockGrid(NamedTuple):
+    """
+    Which token stands in which slot of which block. A token's slot is its rank among the real tokens of its row, and
+    padding has no slot, so left padding, right padding and holes all give the same blocks.
+
+    Without padding every field but the sizes is `None`: blocks are then plain views of the sequence.
+    """
+
+    num_tokens: int  # L
+    block_size: int  # b
+    num_blocks: int  # N = ceil(L / b)
+    token_of_slot: Tensor | None = None  # (B, N * b) the token in each slot; past the last real one, anything valid
+    slot_of_token: Tensor | None = None  # (B, L) the slot of each real token; of padding, anything valid
+    is_real: Tensor | None = None  # (B, L) bool, False at padding
+    filled: Tensor | None = None  # (B or 1, N, b) bool, False in slots without a token; None: every slot is filled
+
+
+def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None = None, device=None) -> BlockGrid:
+    """
+    Lays the real tokens of each row into blocks (design section 2.1).
+
+    Args:
+        num_tokens: `L`, tokens per row, padding included.
+        block_size: `b`, tokens per block.
+        attention_mask: `(B, L)`, nonzero at real tokens; `None` where there is no padding.
+        device: of the tensors made where there is no mask.
+    """
+    num_blocks = -(-num_tokens // block_size)
+    num_slots = num_blocks * block_size
+    slots = torch.arange(num_slots, device=device if attention_mask is None else attention_mask.device)
+    if attention_mask is None:
+        filled = None
+        if num_slots != num_tokens:
+            filled = (slots < num_tokens).view(1, num_blocks, block_size)
+        return BlockGrid(num_tokens, block_size, num_blocks, filled=filled)
+    is_real = attention_mask != 0
+    rank = is_real.cumsum(-1)
+    # A stable sort puts the real tokens first, in their order; padding follows and is never read.
+    token_of_slot = torch.argsort((~is_real).to(torch.uint8), dim=-1, stable=True)
+    token_of_slot = nn.functional.pad(token_of_slot, (0, num_slots - num_tokens))
+    filled = (slots < rank[:, -1:]).view(-1, num_blocks, block_size)
+    return BlockGrid(
+        num_tokens, block_size, num_blocks, token_of_slot, (rank - 1).clamp(min=0), is_real, filled
+    )
+
+
+def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:
+    """`(B, L, ...)` tokens to `(B, N, b, ...)` blocks, zero in the slots that hold no token."""
+    trailing = tokens.shape[2:]
+    if grid.token_of_slot is not None:
+        index = grid.token_of_slot.view(*grid.token_of_slot.shape, *[1] * len(trailing)).expand(-1, -1, *trailing)
+        tokens = tokens.expand(index.shape[0], *tokens.shape[1:]).gather(1, index)
+        empty = ~grid.filled.flatten(1)
+        tokens = tokens.masked_fill(empty.view(*empty.shape, *[1] * len(trailing)), 0)
+    elif grid.filled is not None:
+        missing = grid.num_blocks * grid.block_size - grid.num_tokens
+        tokens = nn.functional.pad(tokens, [0, 0] * len(trailing) + [0, missing])
+    return tokens.unflatten(1, (grid.num_blocks, grid.block_size))
+
+
+def from_blocks(blocks: Tensor, grid: BlockGrid) -> Tensor:
+    """`(B, N, b, E)` blocks back to `(B, L, E)` tokens, zero at padding. The inverse of `to_blocks`."""
+    tokens = blocks.flatten(1, 2)
+    if grid.slot_of_token is not None:
+        tokens = tokens.gather(1, grid.slot_of_token.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return tokens.masked_fill(~grid.is_real.unsqueeze(-1), 0)
+    return tokens[:, : grid.num_tokens]
+
+
+def block_means(blocks: Tensor, grid: BlockGrid) -> Tensor:
+    """`(B, N, b, E)` blocks to `(B, N, E)` float32 means over each block's real tokens; empty blocks give 0."""
+    return block_sums(blocks) / _at_least_one(block_lengths(grid))
+
+
+def block_sums(blocks: Tensor) -> Tensor:
+    """`(B, N, b, E)` blocks to their `(B, N, E)` float32 sums (the paper's encoder descriptor)."""
+    return blocks.sum(2, dtype=torch.promote_types(blocks.dtype, torch.float32))
+
+
+def block_lengths(grid: BlockGrid) -> Tensor | int:
+    """Real tokens per block, `(B or 1, N, 1)`; the plain block size where every slot is filled."""
+    return grid.block_size if grid.filled is None else grid.filled.sum(-1, keepdim=True)
+
+
+def block_descriptors(blocks: Tensor, grid: BlockGrid, pooling: str, causal: bool) -> Tensor:
+    """
+    What the SortNet reads of each destination block (design section 2.2).
+
+    Bidirectional: the sum or mean over the block's real tokens. Causal: the same over all tokens of the row up to and
+    including the block's first, the last one that no query of the block lies before.
+
+    Args:
+        blocks: `(B, N, b, E)`, zero in empty slots.
+        pooling: `"sum"` or `"mean"`.
+
+    Returns:
+        `(B, N, E)` in float32; 0 for blocks without a real token.
+    """
+    if not causal:
+        return block_means(blocks, grid) if pooling == "mean" else block_sums(blocks)
+    sums = block_sums(blocks)
+    first = blocks[:, :, 0].to(sums.dtype)
+    descriptors = sums.cumsum(1) - sums + first
+    if pooling == "mean":
+        tokens_seen = torch.arange(grid.num_blocks, device=blocks.device) * grid.block_size + 1
+        descriptors = descriptors / tokens_seen.unsqueeze(-1)
+    has_tokens = nonempty_blocks(grid)
+    return descriptors if has_tokens is None else descriptors.masked_fill(~has_tokens.unsqueeze(-1), 0)
+
+
+def nonempty_blocks(grid: BlockGrid) -> Tensor | None:
+    """`(B, N)` bool, False for blocks that hold no real token; `None` where there is no padding, so none is empty."""
+    return None if grid.is_real is None else grid.filled[..., 0]
+
+
+def allowed_pairs(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:
+    """`(B or 1, 1, N, N)` bool, True where block `j` may be sorted beside block `i`; `None` where all may."""
+    has_tokens = nonempty_blocks(grid)
+    allowed = None
+    if has_tokens is not None:
+        allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
+    if causal:
+        block = torch.arange(grid.num_blocks, device=device)
+        earlier = block.unsqueeze(0) < block.unsqueeze(-1)
+        allowed = earlier.view(1, 1, *earlier.shape) if allowed is None else allowed & earlier
+    return allowed
+
+
+def gumbel_noise(like: Tensor) -> Tensor:
+    """Standard Gumbel samples, `-log(-log u)`, of the shape and device of `like`, from torch's generator."""
+    return -torch.empty_like(like).exponential_().clamp_min(torch.finfo(like.dtype).tiny).log()
+
+
+def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) -> Tensor:
+    """
+    Bidirectional Sinkhorn balancing (the paper's section 3.1; design section 2.4): `iterations` times a row and a
+    column normalisation, then one last row normalisation, all in log space.
+
+    Args:
+        logits: `(B, G, N, N)` float32, noise and temperature already applied.
+        allowed: bool, broadcastable to `logits`; `None` where every pair is allowed.
+
+    Returns:
+        `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
+    """
+    return _SinkhornBalance.apply(_mask_logits(logits, allowed), iterations)
+
+
+class _SinkhornBalance(torch.autograd.Function):
+    """
+    Balancing in its dual form, `log P = R - f_i - g_j`, where a row step renews `f` and a column step `g`. Only the
+    `2 T` vectors are kept for the backward pass, not the `T` matrices of `N * N` that autograd would keep.
+    """
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, iterations: int) -> Tensor:
+        column = torch.zeros_like(logits[..., :1, :])
+        potentials = []
+        for _ in range(iterations):
+            row = _finite_logsumexp(logits - column, -1)
+            potentials += [column, row]
+            column = _finite_logsumexp(logits - row, -2)
+        row = _finite_logsumexp(logits - column, -1)
+        ctx.save_for_backward(logits, *potentials, column, row)
+        return (logits - row - column).exp()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor):
+        logits, *potentials, column, row = ctx.saved_tensors
+        # d logsumexp(z) is softmax(z), and every softmax met here is exp(logits - row - column) for the pair of
+        # potentials of that moment.
+        matrix = (logits - row - column).exp()
+        grad_logits = grad * matrix
+        grad_row = -grad_logits.sum(-1, keepdim=True)
+        grad_column = -grad_logits.sum(-2, keepdim=True)
+        grad_logits = torch.addcmul(grad_logits, matrix, grad_row)
+        grad_column = grad_column - (matrix * grad_row).sum(-2, keepdim=True)
+        while potentials:
+            row = potentials.pop()
+            matrix = (logits - row - column).exp()
+            grad_logits = torch.addcmul(grad_logits, matrix, grad_column)
+            grad_row = -(matrix * grad_column).sum(-1, keepdim=True)
+            column = potentials.pop()
+            matrix = (logits - row - column).exp()
+            grad_logits = torch.addcmul(grad_logits, matrix, grad_row)
+            grad_column = -(matrix * grad_row).sum(-2, keepdim=True)
+        return grad_logits, None
+
+
+def causal_sinkhorn_balance(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    """
+    Causal Sinkhorn balancing (design section 2.4): as `sinkhorn_balance`, but the column normaliser of row `i` sums
+    over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks.
+
+    Args:
+        logits: `(B, G, N, N)` float32.
+        allowed: bool, broadcastable to `logits`, False on and above the diagonal.
+
+    Returns:
+        `(B, G, N, N)`, strictly lower triangular; rows sum to 1 but for row 0, which is 0.
+    """
+    # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
+    # come near it again, since every normalised logit is at most 0.
+    floor = torch.finfo(logits.dtype).min / 4
+    allowed = allowed.expand_as(logits)
+    logits = logits.masked_fill(~allowed, floor)
+    for _ in range(iterations):
+        logits = (logits - logits.logsumexp(-1, keepdim=True)).masked_fill(~allowed, floor)
+        logits = (logits - logits.logcumsumexp(-2)).masked_fill(~allowed, floor)
+    return logits.softmax(-1).masked_fill(~allowed, 0.0)
+
+
+def soft_sort(sort_matrix: Tensor, blocks: Tensor, grid: BlockGrid) -> Tensor:
+    """
+    Sorted block `i` = sum over `j` of `P[i, j]` block `j`, slot by slot, renormalised over the blocks that have a
+    token in that slot (design section 2.5). In slots that no block fills the result is 0; mask them.
+
+    Args:
+        sort_matrix: `(B, G, n, N)`, any `n` destinations.
+        blocks: `(B, N, b, G, E)`, zero in empty slots. Keys and values may be sorted in one call, side by side in `E`.
+
+    Returns:
+        `(B, G, n, b, E)` in the dtype of `blocks`.
+    """
+    batch, num_blocks, block_size, heads, width = blocks.shape
+    if grid.filled is not None:
+        # Keeps the ratio below defined where the blocks that fill a slot have weights that underflow to 0.
+        sort_matrix = sort_matrix.clamp_min(1e-30)
+    weights = sort_matrix.to(blocks.dtype)
+    sources = blocks.permute(0, 3, 1, 2, 4).reshape(batch, heads, num_blocks, block_size * width)
+    mixed = (weights @ sources).unflatten(-1, (block_size, width))
+    if grid.filled is None:
+        return mixed
+    coverage = sort_matrix @ grid.filled.unsqueeze(1).to(sort_matrix.dtype)
+    scale = torch.where(coverage > 0, coverage, 1).reciprocal().unsqueeze(-1)
+    return mixed * scale.to(mixed.dtype)
+
+
+class HardSort(NamedTuple):
+    """The choice of `hard_assignment`: which blocks are sorted beside each block."""
+
+    index: Tensor  # (B, G, n, S) the chosen source blocks
+    chosen: Tensor  # (B, G, n, S) bool, False where there were fewer candidates than S
+    weight: Tensor  # (B, G, n, S) 1 exactly, with the gradient of P[i, index] (straight-through)
+
+
+def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: int) -> HardSort:
+    """
+    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5).
+
+    Args:
+        sort_matrix: `(B, G, n, N)`.
+        candidates: bool, broadcastable to it: allowed pairs that are not local already.
+    """
+    candidates = candidates.expand_as(sort_matrix)
+    scores = sort_matrix.detach().masked_fill(~candidates, -1.0)
+    best, index = scores.topk(min(num_sorted_blocks, sort_matrix.shape[-1]), dim=-1)
+    probability = sort_matrix.gather(-1, index)
+    return HardSort(index, best >= 0, 1 + probability - probability.detach())
+
+
+def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:
+    """
+    Gathers the chosen blocks whole. Linear in the number of blocks.
+
+    Args:
+        blocks: `(B, N, b, G, E)`.
+
+    Returns:
+        `(B, G, n, S, b, E)`.
+    """
+    batch, num_blocks, block_size, heads, width = blocks.shape
+    rows = blocks.permute(0, 3, 1, 2, 4).reshape(batch * heads * num_blocks, block_size * width)
+    first_row = torch.arange(batch * heads, device=blocks.device).view(batch, heads, 1, 1) * num_blocks
+    gathered = rows.index_select(0, (choice.index + first_row).flatten())
+    gathered = gathered.view(*choice.index.shape, block_size, width)
+    if choice.weight.requires_grad:
+        gathered = gathered * choice.weight.to(gathered.dtype)[..., None, None]
+    return gathered
+
+
+def local_offsets(num_local_blocks: int, causal: bool) -> range:
+    """Distances in blocks from a block to its local ones, itself (0) included, in the order of the text."""
+    return range(1 - num_local_blocks, 1 if causal else num_local_blocks)
+
+
+def local_window(blocks: Tensor, offsets: range) -> Tensor:
+    """`(B, N, b, ...)` blocks to `(B, N, len(offsets) * b, ...)`: each block's neighbours in a row, 0 past the ends."""
+    if len(offsets) == 1:
+        return blocks
+    return torch.cat([_shift_blocks(blocks, offset) for offset in offsets], dim=2)
+
+
+def _shift_blocks(blocks: Tensor, offset: int) -> Tensor:
+    """Puts block `i + offset` in place `i`, zeros where there is none."""
+    if offset == 0:
+        return blocks
+    pad = [0, 0] * (blocks.dim() - 2)
+    if offset < 0:
+        return nn.functional.pad(blocks, [*pad, -offset, 0])[:, :offset]
+    return nn.functional.pad(blocks, [*pad, 0, offset])[:, offset:]
+
+
+def _mask_logits(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+
+
+def _finite_logsumexp(logits: Tensor, dim: int) -> Tensor:
+    """logsumexp that is 0 instead of minus infinity where everything is masked, so that nothing becomes NaN."""
+    total = logits.logsumexp(dim, keepdim=True)
+    return total.masked_fill(total == float("-inf"), 0.0)
+
+
+def _at_least_one(count: Tensor | int) -> Tensor | int:
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
