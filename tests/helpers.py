@@ -1,0 +1,55 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""What several test files need: small configurations, masks of every kind, and one way to compare tensors."""
+
+import itertools
+
+import torch
+
+from configuration_sinkhorn import SinkhornConfig
+
+
+SORTING_LAYERS = ("sinkhorn_attention", "sortcut_attention", "mixture_attention")
+ALL_LAYERS = (*SORTING_LAYERS, "local_attention", "full_attention")
+
+
+def layer_cases() -> list[tuple[str, str, bool]]:
+    """Every (layer type, assignment, is_decoder) that a configuration accepts."""
+    cases = itertools.product(ALL_LAYERS, ("soft", "hard"), (False, True))
+    return [case for case in cases if not (case[0] == "sortcut_attention" and case[2])]
+
+
+def tiny_config(layer_type: str = "sinkhorn_attention", **overrides) -> SinkhornConfig:
+    """Two layers of one type, large enough weights that attention and sorting are far from uniform."""
+    settings = {
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "block_size": 4,
+        "initializer_range": 0.4,
+        "num_labels": 3,
+    }
+    settings.update(overrides)
+    return SinkhornConfig(layer_types=[layer_type] * settings["num_hidden_layers"], **settings)
+
+
+def padding_masks(num_tokens: int) -> torch.Tensor:
+    """`(5, L)`: no padding, left padding, right padding, holes, and more than a block of padding on both sides."""
+    mask = torch.ones(5, num_tokens, dtype=torch.long)
+    cut = num_tokens // 3
+    mask[1, :cut] = 0
+    mask[2, num_tokens - cut :] = 0
+    mask[3, 1::3] = 0
+    mask[4, : num_tokens // 2] = 0
+    mask[4, -1] = 0
+    return mask
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> None:
+    """Largest difference, relative to the largest expected entry (at least 1), is at most `tolerance`; NaN never is."""
+    assert actual.shape == expected.shape, f"{tuple(actual.shape)} is not {tuple(expected.shape)}"
+    error = (actual.double() - expected.double()).abs().max() / expected.double().abs().max().clamp(min=1)
+    assert error <= tolerance, f"relative error {error:.3g} is above {tolerance:.3g}"

@@ -1,0 +1,415 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Slow reference of Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296), the oracle of the tests.
+
+Plain Python loops over rows, heads, blocks and tokens; torch only for small differentiable vectors, so autograd gives the
+gradient of the input and of every weight. The dtype follows the input. It shares no code with the model.
+
+Letters: B rows, L tokens, b block size, N = ceil(L / b) blocks, H query heads, G key/value heads, D head dimension;
+i destination (query) block, j source block, t slot inside a block, g key/value head.
+
+`weights` is a dict named like the state dict of the attention module: `q_proj.weight` (H*D, hidden), `k_proj.weight` and
+`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, and `sort_net.*`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+
+
+class Result(NamedTuple):
+    """output (B, L, hidden); sort_matrix P (B, G, N, N) or None; attention_map (B, H, L, L): [query token, source token]."""
+
+    output: torch.Tensor
+    sort_matrix: torch.Tensor | None
+    attention_map: torch.Tensor
+
+
+class HeadView(NamedTuple):
+    """What the queries of one row of the batch may read through one key/value head."""
+
+    keys: torch.Tensor  # (L, D), not rotated
+    rotated_keys: torch.Tensor  # (L, D), rotated at the tokens' own positions
+    values: torch.Tensor  # (L, D)
+    blocks: list  # N lists of token indices; blocks without real tokens are empty lists
+    positions: list  # L ints, the position of each token
+    sort_matrix: torch.Tensor | None  # (N, N)
+
+
+class Entry(NamedTuple):
+    """One thing a query can attend to."""
+
+    key: torch.Tensor  # (D,), rotated
+    value: torch.Tensor  # (D,)
+    sources: torch.Tensor  # (L,), how much of each source token it is made of; sums to 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- grid
+
+
+def block_grid(attention_mask, block_size):
+    """attention_mask (B, L), nonzero = real -> for each row N lists: the token indices of each block in slot order.
+
+    The slot of a token is its rank among the real tokens of its row; its block is rank // b. Padding has no slot.
+    """
+    num_rows, length = attention_mask.shape
+    num_blocks = math.ceil(length / block_size)
+    grid = []
+    for row in range(num_rows):
+        blocks = [[] for _ in range(num_blocks)]
+        rank = 0
+        for token in range(length):
+            if attention_mask[row, token]:
+                blocks[rank // block_size].append(token)
+                rank += 1
+        grid.append(blocks)
+    return grid
+
+
+def real_tokens(blocks):
+    """Blocks of one row -> its real tokens in order of rank."""
+    return [token for block in blocks for token in block]
+
+
+def count_real_blocks(blocks):
+    """Blocks of one row -> how many hold a real token. They are always the first ones."""
+    return sum(1 for block in blocks if block)
+
+
+def token_positions(grid, length, position_ids=None):
+    """-> for each row L ints: the given position_ids (B or 1, L), or else the rank. Padding without given positions: 0."""
+    positions = []
+    for row, blocks in enumerate(grid):
+        if position_ids is not None:
+            given = position_ids[row if position_ids.shape[0] > 1 else 0]
+            positions.append([int(position) for position in given])
+        else:
+            ranks = [0] * length
+            for rank, token in enumerate(real_tokens(blocks)):
+                ranks[token] = rank
+            positions.append(ranks)
+    return positions
+
+
+# ------------------------------------------------------------------------------------------------- projections and RoPE
+
+
+def project(x, weights, name, num_heads):
+    """x (B, L, hidden) -> (B, num_heads, L, D): head h is rows h*D .. (h+1)*D - 1 of the weight."""
+    projected = x @ weights[name + ".weight"].T
+    if weights.get(name + ".bias") is not None:
+        projected = projected + weights[name + ".bias"]
+    return torch.stack(projected.chunk(num_heads, dim=-1), dim=1)
+
+
+def rotate(vector, position, theta):
+    """RoPE as in Llama: vector (D,) at an integer position -> (D,). Pair k is (k, k + D/2), angle position * theta^(-2k/D)."""
+    half = vector.shape[0] // 2
+    exponents = torch.arange(half, dtype=vector.dtype, device=vector.device) * 2 / vector.shape[0]
+    angles = position * theta**-exponents
+    first, second = vector[:half], vector[half:]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([first * cos - second * sin, second * cos + first * sin])
+
+
+def rotate_all(vectors, positions, theta):
+    """vectors (L, D), positions L ints -> (L, D)."""
+    return torch.stack([rotate(vector, position, theta) for vector, position in zip(vectors, positions)])
+
+
+# ---------------------------------------------------------------------------------------------- descriptors and SortNet
+
+
+def pool(x_row, tokens, pooling):
+    """x_row (L, hidden), a list of tokens -> (hidden,): their "mean" or "sum"; zeros for no tokens."""
+    if not tokens:
+        return x_row.new_zeros(x_row.shape[-1])
+    total = x_row[tokens].sum(dim=0)
+    return total / len(tokens) if pooling == "mean" else total
+
+
+def tokens_described(blocks, i, causal):
+    """Which tokens p_i summarises: block i; causal: every real token from the start to the first token of block i."""
+    if not causal or not blocks[i]:
+        return blocks[i]
+    return real_tokens(blocks[:i]) + blocks[i][:1]
+
+
+def descriptors(x, grid, pooling, causal):
+    """x (B, L, hidden) -> p (B, N, hidden)."""
+    return torch.stack(
+        [
+            torch.stack([pool(x_row, tokens_described(blocks, i, causal), pooling) for i in range(len(blocks))])
+            for x_row, blocks in zip(x, grid)
+        ]
+    )
+
+
+def block_means(x, grid):
+    """x (B, L, hidden) -> c (B, N, hidden): the mean of each block's real tokens, whatever the pooling."""
+    return descriptors(x, grid, "mean", causal=False)
+
+
+def sort_logits(p, c, weights, config):
+    """p, c (B, N, hidden) -> R (B, G, N, N)."""
+    if config.sort_net == "bilinear":
+        return bilinear_logits(p, c, weights, config)
+    num_rows, num_blocks, _ = p.shape
+    max_blocks = config.max_position_embeddings // config.block_size
+    if num_blocks > max_blocks:
+        raise ValueError(f"the input has {num_blocks} blocks but this SortNet knows only {max_blocks}")
+    if config.sort_net == "mlp":
+        p = torch.relu(p @ weights["sort_net.hidden_proj.weight"].T)
+    weight = weights["sort_net.proj.weight"]
+    logits = p.new_zeros(num_rows, config.num_key_value_heads, num_blocks, num_blocks)
+    for row in range(num_rows):
+        for g in range(config.num_key_value_heads):
+            for i in range(num_blocks):
+                for j in range(num_blocks):
+                    logits[row, g, i, j] = weight[g * max_blocks + j] @ p[row, i]
+    return logits
+
+
+def bilinear_logits(p, c, weights, config):
+    """R[g, i, j] = <(A p_i)_g, (C c_j)_g> / sqrt(D); p, c (B, N, hidden) -> (B, G, N, N)."""
+    rows = project(p, weights, "sort_net.row_proj", config.num_key_value_heads)  # (B, G, N, D)
+    columns = project(c, weights, "sort_net.column_proj", config.num_key_value_heads)  # (B, G, N, D)
+    return rows @ columns.transpose(-1, -2) / math.sqrt(config.head_dim)
+
+
+# ----------------------------------------------------------------------------------------------------------- balancing
+
+
+def normalise(vector):
+    """Log weights (n,) -> log weights (n,) whose exponentials sum to 1."""
+    return vector - torch.logsumexp(vector, dim=0)
+
+
+def balance(z, iterations):
+    """Bidirectional: z (n, n), the scaled logits of the n non-empty blocks -> P (n, n), rows sum to 1."""
+    n = z.shape[0]
+    for _ in range(iterations):
+        z = torch.stack([normalise(z[i]) for i in range(n)])
+        z = torch.stack([normalise(z[:, j]) for j in range(n)], dim=1)
+    return torch.stack([normalise(z[i]) for i in range(n)]).exp()
+
+
+def balance_causal(z, iterations):
+    """Causal: z (n, n) -> P (n, n). Row i sees only j < i; row 0 is zeros.
+
+    Column normaliser of row i: C_j = logsumexp over rows j < i' <= i of this iteration's row-normalised z[i', j].
+    """
+    n = z.shape[0]
+    rows = [z[i, :i] for i in range(n)]  # row i has i entries; row 0 has none and stays empty
+    for _ in range(iterations):
+        rows = [rows[0]] + [normalise(rows[i]) for i in range(1, n)]
+        rows = [rows[0]] + [rows[i] - column_prefix(rows, i) for i in range(1, n)]
+    matrix = z.new_zeros(n, n)
+    for i in range(1, n):
+        matrix[i, :i] = normalise(rows[i]).exp()
+    return matrix
+
+
+def column_prefix(rows, i):
+    """C (i,) of row i: for each j < i the logsumexp of column j over the rows j + 1 .. i."""
+    columns = [torch.stack([rows[other][j] for other in range(j + 1, i + 1)]) for j in range(i)]
+    return torch.stack([torch.logsumexp(column, dim=0) for column in columns])
+
+
+def balance_all(logits, grid, config, noise=None):
+    """logits R, noise (B, G, N, N) -> P (B, G, N, N); rows and columns of blocks without real tokens are 0."""
+    z = (logits if noise is None else logits + noise) / config.sinkhorn_temperature
+    method = balance_causal if config.is_decoder else balance
+    matrix = torch.zeros_like(z)
+    for row, blocks in enumerate(grid):
+        n = count_real_blocks(blocks)
+        for g in range(z.shape[1]):
+            if n > 0:
+                matrix[row, g, :n, :n] = method(z[row, g, :n, :n], config.sinkhorn_iterations)
+    return matrix
+
+
+def compute_sort_matrix(x, weights, config, grid, noise=None):
+    """x (B, L, hidden) -> P (B, G, N, N)."""
+    p = descriptors(x, grid, config.sort_pooling, config.is_decoder)
+    return balance_all(sort_logits(p, block_means(x, grid), weights, config), grid, config, noise)
+
+
+# ---------------------------------------------------------------------------------------------- what a query can attend to
+
+
+def allowed_blocks(blocks, i, config):
+    """The source blocks that may have a weight in P[i]."""
+    return list(range(i)) if config.is_decoder else list(range(count_real_blocks(blocks)))
+
+
+def local_blocks(blocks, i, config):
+    """The non-empty blocks local to block i, itself included."""
+    reach = config.num_local_blocks - 1
+    last = i if config.is_decoder else i + reach
+    return [j for j in range(len(blocks)) if i - reach <= j <= last and blocks[j]]
+
+
+def one_hot(token, like):
+    """-> (L,): 1 at the token, where like is (L, D)."""
+    sources = like.new_zeros(like.shape[0])
+    sources[token] = 1
+    return sources
+
+
+def token_entries(view, tokens):
+    """Tokens as they are, rotated at their own positions -> list of Entry."""
+    return [Entry(view.rotated_keys[token], view.values[token], one_hot(token, view.keys)) for token in tokens]
+
+
+def visible_tokens(view, tokens, query_token, config):
+    """Drop the tokens after the query if the model is causal."""
+    rank = {token: rank for rank, token in enumerate(real_tokens(view.blocks))}
+    return [token for token in tokens if not config.is_decoder or rank[token] <= rank[query_token]]
+
+
+def soft_sort(view, i, config):
+    """Sorted block i of the soft assignment -> list of Entry, one for each slot that an allowed block fills.
+
+    Slot t holds sum_j share_j k[j, t] with share_j = P[i, j] / (sum of P[i, j'] over the blocks j' with a token in slot t).
+    """
+    start = view.positions[view.blocks[i][0]]
+    if config.is_decoder:
+        start = start - config.num_local_blocks * config.block_size
+    entries = []
+    for t in range(config.block_size):
+        holders = [j for j in allowed_blocks(view.blocks, i, config) if t < len(view.blocks[j])]
+        if not holders:
+            continue
+        tokens = [view.blocks[j][t] for j in holders]
+        share = view.sort_matrix[i, holders] / view.sort_matrix[i, holders].sum()
+        sources = view.keys.new_zeros(view.keys.shape[0])
+        sources[tokens] = share
+        key = rotate(share @ view.keys[tokens], start + t, config.rope_theta)
+        entries.append(Entry(key, share @ view.values[tokens], sources))
+    return entries
+
+
+def hard_choice(view, i, candidates, config):
+    """The num_sorted_blocks candidates with the largest P[i, j]; among equals the lower j first."""
+    ranked = sorted(candidates, key=lambda j: (-float(view.sort_matrix[i, j].detach()), j))
+    return ranked[: config.num_sorted_blocks]
+
+
+def hard_sort(view, i, candidates, config):
+    """Sorted blocks of row i of the hard assignment: whole blocks, straight-through gradient -> list of Entry."""
+    entries = []
+    for j in hard_choice(view, i, candidates, config):
+        weight = view.sort_matrix[i, j]
+        weight = 1 + (weight - weight.detach())  # exactly 1 forward, gradient 1 to P[i, j]
+        for entry in token_entries(view, view.blocks[j]):
+            entries.append(Entry(entry.key * weight, entry.value * weight, entry.sources))
+    return entries
+
+
+def sorted_entries(view, i, config, exclude_local):
+    """Sorted block(s) of row i. Hard assignment: blocks local to i are no candidates if exclude_local -> list of Entry."""
+    if config.sort_assignment == "soft":
+        return soft_sort(view, i, config)
+    candidates = allowed_blocks(view.blocks, i, config)
+    if exclude_local:
+        candidates = [j for j in candidates if j not in local_blocks(view.blocks, i, config)]
+    return hard_sort(view, i, candidates, config)
+
+
+def sortcut_entries(view, config):
+    """The sorted blocks of the first rows, the same for every query -> list of Entry."""
+    num_rows = min(config.sortcut_blocks, count_real_blocks(view.blocks))
+    return [entry for i in range(num_rows) for entry in sorted_entries(view, i, config, exclude_local=False)]
+
+
+def block_entries(view, i, layer_type, config):
+    """The sorted part: what all queries of block i share -> list of Entry."""
+    if layer_type == "sinkhorn_attention":
+        return sorted_entries(view, i, config, exclude_local=True)
+    if layer_type == "sortcut_attention":
+        return sortcut_entries(view, config)
+    return []
+
+
+def plain_tokens(view, i, query_token, layer_type, config):
+    """The unsorted part: the tokens that a query of block i sees as they are."""
+    if layer_type == "sortcut_attention":
+        return []
+    if layer_type == "full_attention":
+        tokens = real_tokens(view.blocks)
+    else:
+        tokens = [token for j in local_blocks(view.blocks, i, config) for token in view.blocks[j]]
+    return visible_tokens(view, tokens, query_token, config)
+
+
+# ----------------------------------------------------------------------------------------------------------- attention
+
+
+def attend(query, entries):
+    """query (D,) rotated, list of S Entry -> output (D,), weight of each source token (L,). One softmax over all entries."""
+    keys = torch.stack([entry.key for entry in entries])  # (S, D)
+    values = torch.stack([entry.value for entry in entries])  # (S, D)
+    sources = torch.stack([entry.sources for entry in entries])  # (S, L)
+    attention = torch.softmax(keys @ query / math.sqrt(query.shape[0]), dim=0)  # (S,)
+    return attention @ values, attention @ sources
+
+
+def attend_group(queries, view, layer_type, config):
+    """Queries (H/G, L, D), rotated, that share one key/value head -> output (H/G, L, D), map (H/G, L, L); padding 0."""
+    group, length, head_dim = queries.shape
+    outputs = [[queries.new_zeros(head_dim)] * length for _ in range(group)]
+    maps = [[queries.new_zeros(length)] * length for _ in range(group)]
+    for i, block in enumerate(view.blocks):
+        shared = block_entries(view, i, layer_type, config) if block else []
+        for token in block:
+            entries = shared + token_entries(view, plain_tokens(view, i, token, layer_type, config))
+            for h in range(group):
+                outputs[h][token], maps[h][token] = attend(queries[h, token], entries)
+    return torch.stack([torch.stack(o) for o in outputs]), torch.stack([torch.stack(m) for m in maps])
+
+
+def attend_heads(x, weights, config, layer_type, grid, positions, sort_matrix):
+    """One kind of attention before o_proj: x (B, L, hidden) -> output (B, L, H*D), map (B, H, L, L)."""
+    num_groups, theta = config.num_key_value_heads, config.rope_theta
+    per_group = config.num_attention_heads // num_groups  # query head h reads key/value head h // per_group
+    q = project(x, weights, "q_proj", config.num_attention_heads)
+    k = project(x, weights, "k_proj", num_groups)
+    v = project(x, weights, "v_proj", num_groups)
+    outputs, maps = [], []
+    for row in range(x.shape[0]):
+        row_outputs, row_maps = [], []
+        for g in range(num_groups):
+            queries = [rotate_all(q[row, g * per_group + h], positions[row], theta) for h in range(per_group)]
+            rotated_keys = rotate_all(k[row, g], positions[row], theta)
+            matrix = None if sort_matrix is None else sort_matrix[row, g]
+            view = HeadView(k[row, g], rotated_keys, v[row, g], grid[row], positions[row], matrix)
+            output, attention_map = attend_group(torch.stack(queries), view, layer_type, config)
+            row_outputs.extend(output)
+            row_maps.extend(attention_map)
+        outputs.append(torch.cat(row_outputs, dim=-1))
+        maps.append(torch.stack(row_maps))
+    return torch.stack(outputs), torch.stack(maps)
+
+
+def reference_attention(x, weights, config, layer_type, attention_mask=None, position_ids=None, noise=None):
+    """The whole attention module.
+
+    x (B, L, hidden), attention_mask (B, L) nonzero = real, position_ids (B or 1, L), noise (B, G, N, N) added to the
+    sorting logits -> Result. Output and map are 0 at padding tokens, the output even where o_proj has a bias.
+    Mixture: the output is the sum of Sinkhorn and full attention, the map the mean of their maps.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones(x.shape[:2], dtype=torch.long)
+    grid = block_grid(attention_mask, config.block_size)
+    positions = token_positions(grid, x.shape[1], position_ids)
+    sort_matrix = None
+    if layer_type in ("sinkhorn_attention", "mixture_attention", "sortcut_attention"):
+        sort_matrix = compute_sort_matrix(x, weights, config, grid, noise)
+    parts = [layer_type] if layer_type != "mixture_attention" else ["sinkhorn_attention", "full_attention"]
+    results = [attend_heads(x, weights, config, part, grid, positions, sort_matrix) for part in parts]
+    heads = sum(output for output, _ in results)
+    attention_map = sum(part_map for _, part_map in results) / len(results)
+    output = project(heads, weights, "o_proj", 1)[:, 0]
+    real = (attention_mask != 0).to(device=x.device)[:, :, None]
+    return Result(torch.where(real, output, torch.zeros_like(output)), sort_matrix, attention_map)
