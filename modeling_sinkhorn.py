@@ -431,7 +431,11 @@ class SinkhornAttention(nn.Module):
     def _soft_sort(self, sort_matrix, rows, key, rotated_key, value, context) -> SortedBlocks:
         grid = context.grid
         # Rotated keys of different places must not be mixed: their phases would cancel. So mix first, then rotate.
-        mixed = soft_sort(sort_matrix, torch.cat((key, value), dim=-1), grid)
+        both = torch.cat((key, value), dim=-1)
+        filled = None if self.is_causal else grid.filled
+        if self.config.attention_bias and filled is not None:
+            both = both.masked_fill(~filled[..., None, None], 0)
+        mixed = soft_sort(sort_matrix, both, filled)
         mixed_key, mixed_value = mixed.permute(0, 2, 3, 1, 4).chunk(2, dim=-1)
         cos, sin = context.sorted_cos[:, rows].unsqueeze(-2), context.sorted_sin[:, rows].unsqueeze(-2)
         mask = None if context.sorted_mask is None else context.sorted_mask[:, rows].unsqueeze(2)
@@ -440,10 +444,10 @@ class SinkhornAttention(nn.Module):
             mask = mask & nonempty[:, rows, None, None]
 
         def source() -> Tensor:
-            if grid.filled is None:
+            if filled is None:
                 share = sort_matrix.unsqueeze(-1).expand(*sort_matrix.shape, grid.block_size)
             else:
-                share = sort_matrix.unsqueeze(-1) * grid.filled[:, None, None].to(sort_matrix.dtype)
+                share = sort_matrix.unsqueeze(-1) * filled[:, None, None].to(sort_matrix.dtype)
                 share = share / share.sum(-2, keepdim=True).clamp_min(1e-30)
             return share.unsqueeze(3)
 

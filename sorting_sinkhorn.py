@@ -41,7 +41,7 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
         attention_mask: `(B, L)`, nonzero at real tokens; `None` where there is no padding.
         device: of the tensors made where there is no mask.
     """
-    num_blocks = -(-num_tokens // block_size)
+    num_blocks = (num_tokens + block_size - 1) // block_size
     num_slots = num_blocks * block_size
     slots = torch.arange(num_slots, device=device if attention_mask is None else attention_mask.device)
     if attention_mask is None:
@@ -227,7 +227,7 @@ def causal_sinkhorn_balance(logits: Tensor, allowed: Tensor, iterations: int) ->
     return logits.softmax(-1).masked_fill(~allowed, 0.0)
 
 
-def soft_sort(sort_matrix: Tensor, blocks: Tensor, grid: BlockGrid) -> Tensor:
+def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Tensor:
     """
     Sorted block `i` = sum over `j` of `P[i, j]` block `j`, slot by slot, renormalised over the blocks that have a
     token in that slot (design section 2.5). In slots that no block fills the result is 0; mask them.
@@ -235,20 +235,22 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, grid: BlockGrid) -> Tensor:
     Args:
         sort_matrix: `(B, G, n, N)`, any `n` destinations.
         blocks: `(B, N, b, G, E)`, zero in empty slots. Keys and values may be sorted in one call, side by side in `E`.
+        filled: `(B or 1, N, b)` bool, slots that hold a token; `None` where every source block is full, as in a
+            decoder, whose sources have a block after them.
 
     Returns:
         `(B, G, n, b, E)` in the dtype of `blocks`.
     """
     batch, num_blocks, block_size, heads, width = blocks.shape
-    if grid.filled is not None:
+    if filled is not None:
         # Keeps the ratio below defined where the blocks that fill a slot have weights that underflow to 0.
         sort_matrix = sort_matrix.clamp_min(1e-30)
     weights = sort_matrix.to(blocks.dtype)
     sources = blocks.permute(0, 3, 1, 2, 4).reshape(batch, heads, num_blocks, block_size * width)
     mixed = (weights @ sources).unflatten(-1, (block_size, width))
-    if grid.filled is None:
+    if filled is None:
         return mixed
-    coverage = sort_matrix @ grid.filled.unsqueeze(1).to(sort_matrix.dtype)
+    coverage = sort_matrix @ filled.unsqueeze(1).to(sort_matrix.dtype)
     scale = torch.where(coverage > 0, coverage, 1).reciprocal().unsqueeze(-1)
     return mixed * scale.to(mixed.dtype)
 

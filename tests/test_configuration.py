@@ -1,0 +1,56 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""`SinkhornConfig`: defaults, round trips, and every refusal in words."""
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from configuration_sinkhorn import SinkhornConfig
+
+
+def test_defaults_follow_the_design():
+    config = SinkhornConfig()
+    assert (config.vocab_size, config.hidden_size, config.intermediate_size) == (32000, 768, 2048)
+    assert (config.num_key_value_heads, config.head_dim, config.block_size) == (12, 64, 64)
+    assert config.layer_types == ["sinkhorn_attention"] * 12
+    assert (config.sort_net, config.sort_pooling, config.sort_assignment) == ("bilinear", "mean", "soft")
+    assert (config.sinkhorn_iterations, config.sinkhorn_temperature, config.gumbel_noise) == (8, 0.75, True)
+    assert config.pooling == "mean" and SinkhornConfig(is_decoder=True).pooling == "last"
+
+
+def test_round_trip(tmp_path):
+    config = SinkhornConfig(num_hidden_layers=2, layer_types=["local_attention", "sortcut_attention"], block_size=7)
+    config.save_pretrained(tmp_path)
+    assert SinkhornConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"block_size": 0}, "`block_size` must be at least 1"),
+        ({"block_size": "64"}, "block_size.*expected int"),
+        ({"vocab_size": -1}, "`vocab_size` must be at least 1"),
+        ({"num_sorted_blocks": 0}, "`num_sorted_blocks` must be at least 1"),
+        ({"num_local_blocks": 0}, "`num_local_blocks` must be at least 1"),
+        ({"sortcut_blocks": 0}, "`sortcut_blocks` must be at least 1"),
+        ({"num_sorted_blocks": 2}, "`num_sorted_blocks=2` needs `sort_assignment='hard'`"),
+        ({"sinkhorn_iterations": -1}, "`sinkhorn_iterations` must be 0 or more"),
+        ({"sinkhorn_temperature": 0}, "`sinkhorn_temperature` must be above 0"),
+        ({"sinkhorn_temperature": float("nan")}, "`sinkhorn_temperature` must be above 0"),
+        ({"num_attention_heads": 7}, "`hidden_size`.*not a multiple of `num_attention_heads`"),
+        ({"num_key_value_heads": 5}, "`num_attention_heads`.*not a multiple of `num_key_value_heads`"),
+        ({"head_dim": 3}, "`head_dim` must be even"),
+        ({"hidden_dropout": 1.0}, r"`hidden_dropout` must be in \[0, 1\)"),
+        ({"sort_net": "attention"}, "`sort_net` must be one of"),
+        ({"sort_pooling": "max"}, "`sort_pooling` must be one of"),
+        ({"sort_assignment": "argmax"}, "`sort_assignment` must be one of"),
+        ({"classifier_pooling": "max"}, "`classifier_pooling` must be one of"),
+        ({"layer_types": ["linear_attention"] * 12}, "`layer_types` holds .*each entry must be one of"),
+        ({"layer_types": ["local_attention"]}, "`layer_types` has 1 entries for `num_hidden_layers=12`"),
+        ({"is_decoder": True, "layer_types": ["sortcut_attention"] * 12}, "'sortcut_attention' in a decoder"),
+        ({"sort_net": "linear", "max_position_embeddings": 32}, "leaves a 'linear' SortNet no block"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_cannot_work_is_refused_in_words(settings, words):
+    with pytest.raises(StrictDataclassError, match=f"(?s){words}"):
+        SinkhornConfig(**settings)

@@ -1,0 +1,154 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""The pure functions of `sorting_sinkhorn.py`: grid, balancing and assignment (invariants 2 and 3)."""
+
+import pytest
+import torch
+from helpers import assert_close, padding_masks
+
+from sorting_sinkhorn import (
+    allowed_pairs,
+    block_grid,
+    causal_sinkhorn_balance,
+    from_blocks,
+    gumbel_noise,
+    hard_assignment,
+    hard_sort,
+    local_window,
+    sinkhorn_balance,
+    soft_sort,
+    to_blocks,
+)
+
+
+@pytest.mark.parametrize("block_size", [1, 3, 4, 16])
+def test_blocks_hold_the_real_tokens_in_order(block_size):
+    mask = padding_masks(13)
+    tokens = torch.randn(5, 13, 2)
+    grid = block_grid(13, block_size, mask)
+    blocks = to_blocks(tokens, grid)
+    for row in range(5):
+        real = tokens[row][mask[row].bool()]
+        flat = blocks[row].flatten(0, 1)
+        assert torch.equal(flat[: len(real)], real)
+        assert flat[len(real) :].abs().sum() == 0
+    assert torch.equal(from_blocks(blocks, grid), tokens * mask.unsqueeze(-1))
+
+
+def test_without_padding_blocks_are_a_view():
+    tokens = torch.randn(2, 12, 3)
+    grid = block_grid(12, 4)
+    assert to_blocks(tokens, grid).data_ptr() == tokens.data_ptr()
+    assert torch.equal(from_blocks(to_blocks(tokens, grid), grid), tokens)
+
+
+def test_a_permutation_moves_whole_blocks_keys_and_values_apart():
+    order = torch.tensor([2, 0, 3, 1])
+    permutation = torch.eye(4)[order].expand(2, 3, 4, 4)
+    keys, values = torch.randn(2, 4, 5, 3, 6), torch.randn(2, 4, 5, 3, 6)
+    for blocks in (keys, values):
+        expected = blocks.index_select(1, order).permute(0, 3, 1, 2, 4)
+        assert torch.equal(soft_sort(permutation, blocks, None), expected)
+        choice = hard_assignment(permutation, torch.ones(1, 1, 4, 4, dtype=torch.bool), 1)
+        assert torch.equal(hard_sort(choice, blocks)[:, :, :, 0], expected)
+    both = soft_sort(permutation, torch.cat((keys, values), -1), None)
+    assert torch.equal(both[..., 6:], soft_sort(permutation, values, None))
+    assert not torch.equal(both[..., 6:], both[..., :6])
+
+
+def test_rows_sum_to_one_and_columns_approach_it():
+    torch.manual_seed(0)
+    logits = 2 * torch.randn(3, 2, 9, 9)
+    errors = []
+    for iterations in (0, 1, 4, 16, 64):
+        matrix = sinkhorn_balance(logits, None, iterations)
+        assert_close(matrix.sum(-1), torch.ones(3, 2, 9), 1e-6)
+        errors.append((matrix.sum(-2) - 1).abs().max().item())
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+
+
+def test_empty_blocks_take_no_part():
+    mask = padding_masks(13)
+    grid = block_grid(13, 4, mask)
+    torch.manual_seed(0)
+    logits = torch.randn(5, 2, 4, 4)
+    for causal, balance in ((False, sinkhorn_balance), (True, causal_sinkhorn_balance)):
+        matrix = balance(logits, allowed_pairs(grid, causal, mask.device), 5)
+        for row, count in enumerate(-(-mask.sum(1) // 4)):
+            alone = balance(
+                logits[row : row + 1, :, :count, :count],
+                allowed_pairs(block_grid(int(count) * 4, 4), causal, mask.device),
+                5,
+            )
+            assert_close(matrix[row : row + 1, :, :count, :count], alone, 1e-6)
+            assert matrix[row, :, count:].abs().sum() == 0
+            assert matrix[row, :, :, count:].abs().sum() == 0
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 7])
+def test_causal_matrix_is_strictly_lower_triangular_and_never_looks_ahead(iterations):
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1, 8, 8, dtype=torch.double, requires_grad=True)
+    allowed = allowed_pairs(block_grid(32, 4), True, logits.device)
+    matrix = causal_sinkhorn_balance(logits, allowed, iterations)
+    assert matrix.triu().abs().sum() == 0
+    assert_close(matrix.sum(-1)[..., 1:], torch.ones(1, 1, 7))
+    for row in range(8):
+        gradient = torch.autograd.grad(matrix[0, 0, row].pow(2).sum(), logits, retain_graph=True)[0]
+        assert gradient[0, 0, row + 1 :].abs().sum() == 0
+        assert gradient[0, 0].triu().abs().sum() == 0
+
+
+def test_a_planted_leak_is_seen():
+    """Negative control of the test above: with columns summed over all rows, later rows reach earlier ones."""
+    logits = torch.randn(1, 1, 8, 8, dtype=torch.double, requires_grad=True)
+    allowed = allowed_pairs(block_grid(32, 4), True, logits.device)
+    leaky = sinkhorn_balance(logits, allowed, 3)
+    gradient = torch.autograd.grad(leaky[0, 0, 3].pow(2).sum(), logits)[0]
+    assert gradient[0, 0, 4:].abs().sum() > 0
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_backward_of_balancing_is_exact(iterations, masked):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    allowed = allowed_pairs(block_grid(14, 4, padding_masks(14)[1:3]), False, logits.device) if masked else None
+    assert torch.autograd.gradcheck(lambda x: sinkhorn_balance(x, allowed, iterations), logits)
+
+
+def test_backward_keeps_no_iterates():
+    """Memory: one `N * N` matrix is kept for the backward pass, however many iterations."""
+    kept = []
+    logits = torch.randn(1, 1, 32, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+        sinkhorn_balance(logits, None, 20)
+    assert sum(size >= 32 * 32 for size in kept) == 1
+
+
+def test_extreme_logits_stay_finite():
+    for scale in (1e3, 1e30):
+        logits = (scale * torch.randn(1, 2, 5, 5)).requires_grad_()
+        matrix = sinkhorn_balance(logits, None, 8)
+        matrix.pow(2).sum().backward()
+        assert matrix.isfinite().all() and logits.grad.isfinite().all()
+    # The only block that fills a slot may have no weight left: the sorted slot is then still a number.
+    grid = block_grid(7, 4)
+    certain = torch.tensor([[[[0.0, 1.0], [0.0, 1.0]]]])
+    assert soft_sort(certain, to_blocks(torch.randn(1, 7, 1, 2), grid), grid.filled).isfinite().all()
+
+
+def test_gumbel_noise_has_its_distribution_and_its_generator():
+    torch.manual_seed(3)
+    noise = gumbel_noise(torch.empty(200_000))
+    assert abs(noise.mean().item() - 0.5772) < 0.01
+    assert abs(noise.var().item() - 1.6449) < 0.03
+    torch.manual_seed(3)
+    assert torch.equal(noise, gumbel_noise(torch.empty(200_000)))
+
+
+def test_local_window_is_the_neighbouring_text():
+    blocks = torch.arange(1, 9).view(1, 4, 2)
+    assert local_window(blocks, range(-1, 1)).tolist() == [[[0, 0, 1, 2], [1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8]]]
+    assert local_window(blocks, range(-1, 2))[0, 3].tolist() == [5, 6, 7, 8, 0, 0]
+    assert local_window(blocks, range(-6, 1))[0, 1].tolist() == [0] * 10 + [1, 2, 3, 4]
