@@ -1,0 +1,437 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Fine-tunes and evaluates a classifier of long documents with the Trainer, under the flags of Transformers' own
+`run_classification.py`. Without flags but the output folder: the shipped State of the Union task, a small Sinkhorn
+model from scratch, whole documents.
+
+    python scripts/run_classification.py --output_dir runs/sotu
+    python scripts/run_classification.py --output_dir runs/tiny --num_train_epochs 1 --max_train_samples 64 \\
+        --config_overrides hidden_size=32,num_hidden_layers=1
+    python scripts/run_classification.py --output_dir runs/mine --train_file train.csv --test_file test.csv \\
+        --text_column_names title,body --label_column_name topic
+    accelerate launch scripts/run_classification.py --output_dir runs/sotu --resume_from_checkpoint last
+"""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from baselines import baselines
+from bpe import train_tokenizer
+from datasets import DatasetDict, load_dataset
+from run_record import provenance, write_json
+from sotu import load_passages
+from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    HfArgumentParser,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+from user_errors import UserError
+
+import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+
+
+METRICS = Path(__file__).resolve().parent.parent / "metrics"
+# A model that two CPU cores train in minutes.
+SMALL_MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "block_size": 64,
+    "hidden_dropout": 0.1,
+    "initializer_range": 0.05,
+}
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Fine-tune this folder or Hub model."})
+    model_type: str = field(default="sinkhorn", metadata={"help": "Kind of model to start from scratch."})
+    config_name: str | None = field(default=None, metadata={"help": "Config to start from, if not the model's."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields to change, such as block_size=32,sort_assignment=hard."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
+    train_tokenizer_vocab_size: int = field(
+        default=8000, metadata={"help": "Entries of the byte-level BPE trained on the training texts if none is named."}
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the stored one by default."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Renew a head of another size."})
+
+
+@dataclass
+class DataTrainingArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset for `load_dataset`."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(default=None, metadata={"help": "csv, tsv, json, jsonl or parquet."})
+    validation_file: str | None = field(default=None, metadata={"help": "The same; default: a tenth of training."})
+    test_file: str | None = field(default=None, metadata={"help": "The same."})
+    train_split_name: str = field(default="train", metadata={"help": "Of --dataset_name."})
+    validation_split_name: str = field(default="validation", metadata={"help": "Of --dataset_name."})
+    test_split_name: str = field(default="test", metadata={"help": "Of --dataset_name."})
+    text_column_names: str = field(default="text", metadata={"help": "Columns joined to the text, by commas."})
+    text_column_delimiter: str = field(default=" ", metadata={"help": "Put between joined columns."})
+    label_column_name: str = field(default="label", metadata={"help": "Column of the label."})
+    do_regression: bool = field(default=False, metadata={"help": "Labels are numbers to predict."})
+    split_by: str = field(default="address", metadata={"help": "Shipped task: split by address or president."})
+    split_seed: int = field(default=0, metadata={"help": "Shipped task and held-out validation: seed of the split."})
+    max_seq_length: int | None = field(default=None, metadata={"help": "Tokens kept per document; default: all."})
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use this many documents, drawn at random."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation."})
+    max_predict_samples: int | None = field(default=None, metadata={"help": "The same for test."})
+    skip_baselines: bool = field(default=False, metadata={"help": "No TF-IDF comparison."})
+
+    def __post_init__(self) -> None:
+        if self.split_by not in ("address", "president"):
+            raise UserError(f"--split_by must be address or president, got {self.split_by}.")
+        if self.dataset_name and self.train_file:
+            raise UserError("give --dataset_name or --train_file, not both.")
+        if (self.validation_file or self.test_file) and not self.train_file and not self.dataset_name:
+            raise UserError("--validation_file and --test_file need a --train_file, which names the classes.")
+
+
+@dataclass
+class ClassificationTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for a small model from scratch."""
+
+    output_dir: str | None = field(default="runs/classification", metadata={"help": "Where the model goes."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=4, metadata={"help": "Passes over the training documents."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Documents per step and device."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same in evaluation."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best on validation."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
+    report_to: str = field(default="none", metadata={"help": "Trackers."})
+    train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Order of documents."})
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after this many validations without a better one."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+
+
+def main() -> None:
+    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, ClassificationTrainingArguments))
+    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+        training_args.do_train = training_args.do_eval = training_args.do_predict = True
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    checkpoint = find_checkpoint(training_args)
+    set_seed(training_args.seed)
+    started = time.time()
+
+    task = load_task(data_args)
+    for part, limit in (
+        ("train", data_args.max_train_samples),
+        ("validation", data_args.max_eval_samples),
+        ("test", data_args.max_predict_samples),
+    ):
+        if limit is not None and part in task.splits:
+            # Files are often sorted by label: the first rows alone would be of one class.
+            shuffled = task.splits[part].shuffle(seed=data_args.split_seed)
+            task.splits[part] = shuffled.select(range(min(limit, len(shuffled))))
+    tokenizer = load_tokenizer(model_args, task)
+    model = load_model(model_args, task, tokenizer)
+    encoded = encode(task.splits, tokenizer, model.config, data_args)
+
+    metric_name, compute_metrics = make_metrics(task)
+    training_args.metric_for_best_model = training_args.metric_for_best_model or metric_name
+    training_args.greater_is_better = task.problem_type != "regression"
+    callbacks = []
+    if training_args.early_stopping_patience:
+        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=encoded["train"] if training_args.do_train else None,
+        eval_dataset=encoded["validation"],
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        compute_metrics=compute_metrics,
+        callbacks=callbacks,
+    )
+    if training_args.do_train:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    if training_args.do_eval:
+        trainer.save_metrics("eval", trainer.evaluate())
+    test_metrics = None
+    if training_args.do_predict and "test" in encoded:
+        test_metrics = predict(trainer, encoded["test"], task)
+    if trainer.is_world_process_zero():
+        report(trainer, task, data_args, test_metrics, started)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def find_checkpoint(training_args: ClassificationTrainingArguments) -> str | None:
+    """The checkpoint to go on from. Raises where work of an earlier run would be overwritten unasked."""
+    output_dir = Path(training_args.output_dir)
+    if not training_args.do_train:
+        return None
+    resume = training_args.resume_from_checkpoint
+    if resume is None or resume.lower() == "false":
+        if output_dir.is_dir() and any(output_dir.iterdir()) and not training_args.overwrite_output_dir:
+            raise UserError(
+                f"--output_dir {output_dir} is not empty. Go on with its run by --resume_from_checkpoint last, replace "
+                "it by --overwrite_output_dir, or name another folder."
+            )
+        return None
+    if resume.lower() not in ("true", "last"):
+        if not Path(resume).is_dir():
+            raise UserError(f"--resume_from_checkpoint: there is no folder {resume}.")
+        return resume
+    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if checkpoint is None:
+        print(f"No checkpoint in {output_dir} yet: starting from the beginning.")
+    return checkpoint
+
+
+def load_task(data_args: DataTrainingArguments) -> Task:
+    """The documents and labels that the flags name, checked."""
+    if data_args.dataset_name is None and data_args.train_file is None:
+        return make_task(load_passages(data_args.split_by, data_args.split_seed), data_args.do_regression)
+    raw = {}
+    if data_args.dataset_name is not None:
+        loaded = load_dataset(data_args.dataset_name, data_args.dataset_config_name)
+        for part in ("train", "validation", "test"):
+            if getattr(data_args, f"{part}_split_name") in loaded:
+                raw[part] = loaded[getattr(data_args, f"{part}_split_name")]
+        if "train" not in raw:
+            raise UserError(
+                f"{data_args.dataset_name} has no split '{data_args.train_split_name}' but {', '.join(loaded)}; name "
+                "the right one with --train_split_name."
+            )
+    else:
+        for part in ("train", "validation", "test"):
+            if getattr(data_args, f"{part}_file"):
+                raw[part] = read_file(getattr(data_args, f"{part}_file"))
+    columns = data_args.text_column_names.split(",")
+    splits = {
+        part: text_and_label(
+            data, columns, data_args.label_column_name, data_args.text_column_delimiter, f"the {part} data"
+        )
+        for part, data in raw.items()
+    }
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = hold_out_validation(splits["train"], data_args.split_seed)
+        print(f"No validation data given: {len(splits['validation'])} training documents are held out for it.")
+    return make_task(DatasetDict(splits), data_args.do_regression)
+
+
+def load_tokenizer(model_args: ModelArguments, task: Task):
+    """The tokenizer that the flags name, or a BPE trained on the training texts alone."""
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    if name is None:
+        print(f"Training a byte-level BPE tokenizer of {model_args.train_tokenizer_vocab_size} entries ...")
+        return train_tokenizer(task.splits["train"]["text"], model_args.train_tokenizer_vocab_size)
+    return AutoTokenizer.from_pretrained(
+        name,
+        cache_dir=model_args.cache_dir,
+        revision=model_args.model_revision,
+        token=model_args.token,
+        trust_remote_code=model_args.trust_remote_code,
+    )
+
+
+def load_model(model_args: ModelArguments, task: Task, tokenizer):
+    """A pretrained model with a head for the task, or a small one from scratch."""
+    settings = {"problem_type": task.problem_type, "num_labels": len(task.label_names or [1])}
+    if task.label_names:
+        settings["id2label"] = dict(enumerate(task.label_names))
+        settings["label2id"] = {name: index for index, name in enumerate(task.label_names)}
+        del settings["num_labels"]
+    hub = {
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "trust_remote_code": model_args.trust_remote_code,
+    }
+    try:
+        overrides = parse_overrides(model_args.config_overrides)
+        name = model_args.config_name or model_args.model_name_or_path
+        if name is not None:
+            config = AutoConfig.from_pretrained(name, **hub, **settings, **overrides)
+        else:
+            settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            small = SMALL_MODEL if model_args.model_type == "sinkhorn" else {}
+            config = AutoConfig.for_model(model_args.model_type, **(small | settings | overrides))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the model's configuration is refused: {' '.join(str(error).split())}") from None
+    if model_args.model_name_or_path is None:
+        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=model_args.trust_remote_code)
+    return AutoModelForSequenceClassification.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+        **hub,
+    )
+
+
+def parse_overrides(text: str | None) -> dict:
+    """`a=1,b=hard` to a dict. One layer type stands for all layers; several are joined by `+`."""
+    overrides = {}
+    for item in filter(None, (text or "").split(",")):
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise UserError(f"--config_overrides: '{item}' is not name=value.")
+        try:
+            overrides[name.strip()] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except json.JSONDecodeError:
+            overrides[name.strip()] = value
+    if isinstance(overrides.get("layer_types"), str):
+        types = overrides["layer_types"].split("+")
+        layers = overrides.get("num_hidden_layers", SMALL_MODEL["num_hidden_layers"])
+        overrides["layer_types"] = types * layers if len(types) == 1 else types
+    return overrides
+
+
+def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:
+    """Tokenises whole documents, and says so where anything is cut."""
+    limit = min(filter(None, (data_args.max_seq_length, longest_input(config))), default=None)
+    encoded = splits.map(
+        lambda rows: tokenizer(rows["text"], verbose=False),
+        batched=True,
+        num_proc=data_args.preprocessing_num_workers,
+        remove_columns=[name for name in splits["train"].column_names if name != "label"],
+        desc="Tokenising",
+    ).rename_column("label", "labels")
+    for part in encoded:
+        lengths = [len(ids) for ids in encoded[part]["input_ids"]]
+        print(f"{part}: {len(lengths)} documents, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most")
+        cut = [length - limit for length in lengths if limit is not None and length > limit]
+        if cut:
+            print(f"  cut to {limit} tokens: {len(cut)} documents lose {sum(cut)} of {sum(lengths)} tokens")
+    if limit is not None:
+        columns = [name for name in encoded["train"].column_names if name != "labels"]
+        encoded = encoded.map(lambda row: {name: row[name][:limit] for name in columns}, desc="Cutting")
+    return encoded
+
+
+def longest_input(config) -> int | None:
+    """The most tokens that a model takes; `None` where it takes any number."""
+    if config.model_type == "sinkhorn":
+        return None if config.sort_net == "bilinear" else config.max_num_blocks * config.block_size
+    return getattr(config, "max_position_embeddings", None)
+
+
+def make_metrics(task: Task):
+    """The name of the metric that picks the best checkpoint, and the function that computes all."""
+    accuracy, f1 = evaluate.load(str(METRICS / "accuracy")), evaluate.load(str(METRICS / "f1"))
+    f1_of_sets = evaluate.load(str(METRICS / "f1"), "multilabel")
+
+    def compute(prediction) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        if task.problem_type == "regression":
+            error = logits.squeeze(-1) - labels
+            return {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
+        if task.problem_type == "multi_label_classification":
+            chosen = (logits > 0).astype(int)
+            scores = {
+                name: f1_of_sets.compute(predictions=chosen, references=labels.astype(int), average=name)["f1"]
+                for name in ("micro", "macro")
+            }
+            return {"micro_f1": scores["micro"], "macro_f1": scores["macro"]}
+        chosen = logits.argmax(-1)
+        return {
+            "accuracy": accuracy.compute(predictions=chosen, references=labels)["accuracy"],
+            "macro_f1": f1.compute(predictions=chosen, references=labels, average="macro")["f1"],
+        }
+
+    names = {"regression": "mse", "multi_label_classification": "micro_f1"}
+    return names.get(task.problem_type, "accuracy"), compute
+
+
+def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
+    """Scores the test documents and writes one line each to `predict_results.tsv`."""
+    result = trainer.predict(data, metric_key_prefix="test")
+    trainer.save_metrics("test", result.metrics)
+    logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
+    logits = torch.from_numpy(logits).float()
+    if trainer.is_world_process_zero():
+        with open(Path(trainer.args.output_dir) / "predict_results.tsv", "w", encoding="utf-8") as file:
+            if task.problem_type == "regression":
+                print("index", "prediction", sep="\t", file=file)
+                for index, value in enumerate(logits.flatten().tolist()):
+                    print(index, f"{value:.6g}", sep="\t", file=file)
+            else:
+                several = task.problem_type == "multi_label_classification"
+                print("index", "prediction", *(f"p({name})" for name in task.label_names), sep="\t", file=file)
+                for index, row in enumerate((logits.sigmoid() if several else logits.softmax(-1)).tolist()):
+                    best = max(range(len(row)), key=row.__getitem__)
+                    chosen = [i for i, share in enumerate(row) if share > 0.5] if several else [best]
+                    names = ",".join(task.label_names[i] for i in chosen)
+                    print(index, names, *(f"{share:.4f}" for share in row), sep="\t", file=file)
+    return {name.removeprefix("test_"): value for name, value in result.metrics.items()}
+
+
+def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, started: float) -> None:
+    """Writes `run.json`, and prints the model beside the baselines on the test documents (else on validation)."""
+    part = "test" if test_metrics is not None else "validation"
+    scores = {}
+    if task.problem_type == "single_label_classification" and not data_args.skip_baselines:
+        scores = baselines(task.splits, part)
+    if test_metrics is None and trainer.args.do_eval:
+        test_metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+    shown = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
+    if test_metrics is not None:
+        scores["this model"] = {name: test_metrics[name] for name in shown if name in test_metrics}
+    write_json(
+        Path(trainer.args.output_dir) / "run.json",
+        {
+            **provenance(),
+            "command": ["scripts/run_classification.py", *sys.argv[1:]],
+            "config": trainer.model.config.to_dict(),
+            "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
+            | {name: len(rows) for name, rows in task.splits.items()},
+            "part": part,
+            "scores": scores,
+            "seed": trainer.args.seed,
+            "seconds": round(time.time() - started, 1),
+            "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+        },
+    )
+    if scores:
+        columns = [name for name in shown if any(name in row for row in scores.values())]
+        width = max(map(len, scores))
+        print(f"\nOn the {len(task.splits[part])} {part} documents:")
+        print(f"| {'':{width}} | " + " | ".join(f"{name:>8}" for name in columns) + " |")
+        print(f"|-{'-' * width}-|" + "".join(f"-{'-' * max(8, len(name))}:|" for name in columns))
+        for label, row in scores.items():
+            cells = (f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns)
+            print(f"| {label:{width}} | " + " | ".join(cells) + " |")
+    print(f"\nThe model is in {trainer.args.output_dir}; all figures are in {trainer.args.output_dir}/run.json")
+
+
+if __name__ == "__main__":
+    main()

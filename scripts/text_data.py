@@ -1,0 +1,153 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Labelled text from the user's files, a dataset's name or the shipped task, checked before anything is written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from user_errors import UserError
+
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+VALIDATION_FRACTION = 0.1
+
+
+@dataclass
+class Task:
+    """Splits with the columns `text` and `label`, and what a label is."""
+
+    splits: DatasetDict
+    problem_type: str  # single_label_classification, multi_label_classification or regression
+    label_names: list[str] | None  # None for a regression
+
+
+def read_file(path: str, delimiter: str | None = None) -> Dataset:
+    """
+    Reads a csv, tsv, json, jsonl or parquet file.
+
+    Raises:
+        UserError: the file is missing, empty, of another kind, or not UTF-8; names the file and the cure.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"there is no file {path}.")
+    if file.suffix.lower() not in FORMATS:
+        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}.")
+    kind = FORMATS[file.suffix.lower()]
+    if file.stat().st_size == 0:
+        raise UserError(f"{path} is empty; it needs a text and a label column and at least one row.")
+    if kind != "parquet":
+        try:
+            file.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, for example with "
+                f"`iconv -f latin1 -t utf-8`."
+            ) from None
+    options = {}
+    if kind == "csv":
+        options["delimiter"] = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+    try:
+        data = load_dataset(kind, data_files=path, split="train", **options)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from None
+    if len(data) == 0:
+        raise UserError(f"{path} has no rows.")
+    return data
+
+
+def text_and_label(data: Dataset, text_columns: list[str], label_column: str, separator: str, name: str) -> Dataset:
+    """
+    Keeps the label and the text columns, several joined by `separator`, as `label` and `text`.
+
+    Raises:
+        UserError: a column is missing; names it, the columns there are, and the flag.
+    """
+    for column, flag in [*((column, "--text_column_names") for column in text_columns), (label_column, "--label_column_name")]:
+        if column not in data.column_names:
+            raise UserError(
+                f"{name} has no column '{column}'; its columns are {', '.join(data.column_names)}. Name the right one "
+                f"with {flag}."
+            )
+    labels = data[label_column]
+    texts = [separator.join(str(part or "") for part in parts) for parts in zip(*(data[column] for column in text_columns))]
+    missing = sum(label is None for label in labels)
+    if missing:
+        raise UserError(f"{name}: {missing} rows have no label in column '{label_column}'; fill or drop them.")
+    kept = Dataset.from_dict({"text": texts, "label": list(labels)})
+    feature = data.features[label_column]
+    return kept.cast_column("label", feature) if isinstance(feature, ClassLabel) else kept
+
+
+def make_task(splits: DatasetDict, regression: bool) -> Task:
+    """
+    Finds what the labels are and numbers them.
+
+    Raises:
+        UserError: only one class in training, or a label in another part that training never saw.
+    """
+    labels = splits["train"]["label"]
+    if regression:
+        try:
+            numbered = {
+                name: part.map(lambda row: {"label": float(row["label"])}, remove_columns=["label"])
+                for name, part in splits.items()
+            }
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--do_regression needs numbers as labels: {error}.") from None
+        return Task(DatasetDict(numbered), "regression", None)
+    several = isinstance(labels[0], list)
+    feature = splits["train"].features["label"]
+    if isinstance(feature, ClassLabel):
+        names = list(feature.names)
+        splits = DatasetDict({name: _as_strings(part, names) for name, part in splits.items()})
+        labels = splits["train"]["label"]
+    known = sorted({str(label) for row in labels for label in (row if several else [row])}, key=_natural_order)
+    if len(known) < 2:
+        raise UserError(f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more.")
+    number = {name: index for index, name in enumerate(known)}
+    for name, part in splits.items():
+        seen = {str(label) for row in part["label"] for label in (row if several else [row])}
+        unknown = sorted(seen - set(known))
+        if unknown:
+            raise UserError(
+                f"the {name} data has labels that training never saw: {', '.join(unknown[:10])}. Training has: "
+                f"{', '.join(known)}. Add rows with them to the training data, or drop these."
+            )
+
+    def encode(row: dict) -> dict:
+        if several:
+            return {"label": [float(name in map(str, row["label"])) for name in known]}
+        return {"label": number[str(row["label"])]}
+
+    splits = DatasetDict({name: part.map(encode, remove_columns=["label"]) for name, part in splits.items()})
+    return Task(splits, "multi_label_classification" if several else "single_label_classification", known)
+
+
+def hold_out_validation(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """A tenth of the training data, at least one row, each class in its share where the labels allow it."""
+    if len(train) < 2:
+        raise UserError("the training data has one row only; it needs more, or give --validation_file as well.")
+    labels = train["label"]
+    counts = {label: labels.count(label) for label in set(labels)} if isinstance(labels[0], (str, int)) else {}
+    size = max(1, round(VALIDATION_FRACTION * len(train)))
+    options = {"test_size": size, "seed": seed}
+    if counts and min(counts.values()) >= 2 and len(counts) <= size:
+        if not isinstance(train.features["label"], ClassLabel):
+            train = train.class_encode_column("label")
+        options["stratify_by_column"] = "label"
+    parts = train.train_test_split(**options)
+    return parts["train"], parts["test"]
+
+
+def _as_strings(part: Dataset, names: list[str]) -> Dataset:
+    labels = [names[label] for label in part["label"]]
+    return part.remove_columns("label").add_column("label", labels)
+
+
+def _natural_order(name: str) -> tuple:
+    """Numbers by value, before words."""
+    try:
+        return (0, float(name), name)
+    except ValueError:
+        return (1, 0.0, name)
