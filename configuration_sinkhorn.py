@@ -4,6 +4,7 @@
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from transformers import configuration_utils
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import RopeParameters
 
@@ -16,6 +17,12 @@ LAYER_TYPES = (
     "local_attention",
     "full_attention",
 )
+# The library reads some saved configurations through its base class (the Trainer does so when it resumes), which knows
+# layer types by a closed list. Ours are added to it, so that such readers accept our folders.
+configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
+    dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
+)
+
 SORT_NETS = ("linear", "mlp", "bilinear")
 SORT_POOLINGS = ("mean", "sum")
 SORT_ASSIGNMENTS = ("soft", "hard")

@@ -138,7 +138,8 @@ class ClassificationTrainingArguments(TrainingArguments):
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataTrainingArguments, ClassificationTrainingArguments))
     model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    if not (training_args.do_train or training_args.do_eval or training_args.do_predict):
+    # `do_eval` is no sign of a wish: the Trainer sets it wherever there is an `eval_strategy`.
+    if not any(flag.startswith(("--do_train", "--do_eval", "--do_predict")) for flag in sys.argv):
         training_args.do_train = training_args.do_eval = training_args.do_predict = True
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     checkpoint = find_checkpoint(training_args)

@@ -1,10 +1,12 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Labelled text from the user's files, a dataset's name or the shipped task, checked before anything is written."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from sklearn.model_selection import train_test_split
 from user_errors import UserError
 
 
@@ -50,9 +52,9 @@ def read_file(path: str, delimiter: str | None = None) -> Dataset:
     try:
         data = load_dataset(kind, data_files=path, split="train", **options)
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"{path} has no rows; it needs at least one below the column names.") from None
         raise UserError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from None
-    if len(data) == 0:
-        raise UserError(f"{path} has no rows.")
     return data
 
 
@@ -88,19 +90,10 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
     """
     labels = splits["train"]["label"]
     if regression:
-        try:
-            numbered = {
-                name: part.map(lambda row: {"label": float(row["label"])}, remove_columns=["label"])
-                for name, part in splits.items()
-            }
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--do_regression needs numbers as labels: {error}.") from None
-        return Task(DatasetDict(numbered), "regression", None)
+        return Task(DatasetDict({name: _as_numbers(part) for name, part in splits.items()}), "regression", None)
     several = isinstance(labels[0], list)
-    feature = splits["train"].features["label"]
-    if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-        splits = DatasetDict({name: _as_strings(part, names) for name, part in splits.items()})
+    if not several:
+        splits = DatasetDict({name: _labels_by_name(part) for name, part in splits.items()})
         labels = splits["train"]["label"]
     known = sorted({str(label) for row in labels for label in (row if several else [row])}, key=_natural_order)
     if len(known) < 2:
@@ -128,21 +121,33 @@ def hold_out_validation(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """A tenth of the training data, at least one row, each class in its share where the labels allow it."""
     if len(train) < 2:
         raise UserError("the training data has one row only; it needs more, or give --validation_file as well.")
-    labels = train["label"]
-    counts = {label: labels.count(label) for label in set(labels)} if isinstance(labels[0], (str, int)) else {}
+    labels = [str(label) for label in train["label"]]
     size = max(1, round(VALIDATION_FRACTION * len(train)))
-    options = {"test_size": size, "seed": seed}
-    if counts and min(counts.values()) >= 2 and len(counts) <= size:
-        if not isinstance(train.features["label"], ClassLabel):
-            train = train.class_encode_column("label")
-        options["stratify_by_column"] = "label"
-    parts = train.train_test_split(**options)
-    return parts["train"], parts["test"]
+    classes = Counter(labels)
+    fits = min(classes.values()) >= 2 and len(classes) <= min(size, len(train) - size)
+    kept, held_out = train_test_split(
+        range(len(train)), test_size=size, random_state=seed, stratify=labels if fits else None
+    )
+    return train.select(kept), train.select(held_out)
 
 
-def _as_strings(part: Dataset, names: list[str]) -> Dataset:
-    labels = [names[label] for label in part["label"]]
-    return part.remove_columns("label").add_column("label", labels)
+def _as_numbers(part: Dataset) -> Dataset:
+    if isinstance(part.features["label"], ClassLabel):
+        raise UserError("--do_regression needs numbers as labels, but the label column holds classes.")
+    try:
+        numbers = [float(label) for label in part["label"]]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--do_regression needs numbers as labels: {error}.") from None
+    return part.remove_columns("label").add_column("label", numbers)
+
+
+def _labels_by_name(part: Dataset) -> Dataset:
+    """Numbers of a `ClassLabel` column as their names; other columns as they are."""
+    feature = part.features["label"]
+    if not isinstance(feature, ClassLabel):
+        return part
+    names = [feature.int2str(label) for label in part["label"]]
+    return part.remove_columns("label").add_column("label", names)
 
 
 def _natural_order(name: str) -> tuple:

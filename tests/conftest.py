@@ -1,0 +1,61 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""What every test starts from: no network, an empty Hugging Face home, two threads, a fixed seed."""
+
+import atexit
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+
+# Read when the libraries are imported, so they are set before that. A test that asks the Hub for anything fails at
+# once, instead of passing on a machine that happens to have a cache.
+_hf_home = tempfile.mkdtemp(prefix="sinkhorn-hf-home-")
+atexit.register(shutil.rmtree, _hf_home, ignore_errors=True)
+for _name in ("HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_DATASETS_CACHE", "TRANSFORMERS_CACHE", "HF_TOKEN"):
+    os.environ.pop(_name, None)
+os.environ.update(
+    HF_HOME=_hf_home,
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    WANDB_DISABLED="true",
+    CUDA_VISIBLE_DEVICES=os.environ.get("SINKHORN_TEST_DEVICES", ""),  # the tests' numbers are for the CPU
+)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+
+torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed() -> Iterator[None]:
+    """Every test draws the same numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of some 300 entries: writes any text, and has the special tokens that the tasks ask for."""
+    special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=list(special.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(["the state of the union", "peace and friendship with all mankind"] * 10, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=512, **special)
