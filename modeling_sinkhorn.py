@@ -921,7 +921,9 @@ class SinkhornForQuestionAnswering(SinkhornPreTrainedModel):
     ) -> SinkhornQuestionAnsweringOutput:
         """`start_positions`, `end_positions` `(B,)`: tokens. Returns `start_logits` and `end_logits`, `(B, L)` each."""
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds, **kwargs)
-        start_logits, end_logits = (ends.contiguous() for ends in self.qa_outputs(outputs.last_hidden_state).unbind(-1))
+        start_logits, end_logits = (
+            ends.contiguous() for ends in self.qa_outputs(outputs.last_hidden_state).unbind(-1)
+        )
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)

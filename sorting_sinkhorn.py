@@ -55,9 +55,7 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
     token_of_slot = torch.argsort((~is_real).to(torch.uint8), dim=-1, stable=True)
     token_of_slot = nn.functional.pad(token_of_slot, (0, num_slots - num_tokens))
     filled = (slots < rank[:, -1:]).view(-1, num_blocks, block_size)
-    return BlockGrid(
-        num_tokens, block_size, num_blocks, token_of_slot, (rank - 1).clamp(min=0), is_real, filled
-    )
+    return BlockGrid(num_tokens, block_size, num_blocks, token_of_slot, (rank - 1).clamp(min=0), is_real, filled)
 
 
 def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:

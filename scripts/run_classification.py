@@ -68,7 +68,8 @@ class ModelArguments:
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
     train_tokenizer_vocab_size: int = field(
-        default=8000, metadata={"help": "Entries of the byte-level BPE trained on the training texts if none is named."}
+        default=8000,
+        metadata={"help": "Entries of the byte-level BPE trained on the training texts if none is named."},
     )
     cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
@@ -328,7 +329,9 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
     ).rename_column("label", "labels")
     for part in encoded:
         lengths = [len(ids) for ids in encoded[part]["input_ids"]]
-        print(f"{part}: {len(lengths)} documents, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most")
+        print(
+            f"{part}: {len(lengths)} documents, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most"
+        )
         cut = [length - limit for length in lengths if limit is not None and length > limit]
         if cut:
             print(f"  cut to {limit} tokens: {len(cut)} documents lose {sum(cut)} of {sum(lengths)} tokens")
@@ -429,7 +432,9 @@ def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, s
         print(f"| {'':{width}} | " + " | ".join(f"{name:>8}" for name in columns) + " |")
         print(f"|-{'-' * width}-|" + "".join(f"-{'-' * max(8, len(name))}:|" for name in columns))
         for label, row in scores.items():
-            cells = (f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns)
+            cells = (
+                f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns
+            )
             print(f"| {label:{width}} | " + " | ".join(cells) + " |")
     print(f"\nThe model is in {trainer.args.output_dir}; all figures are in {trainer.args.output_dir}/run.json")
 

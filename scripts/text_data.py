@@ -65,14 +65,19 @@ def text_and_label(data: Dataset, text_columns: list[str], label_column: str, se
     Raises:
         UserError: a column is missing; names it, the columns there are, and the flag.
     """
-    for column, flag in [*((column, "--text_column_names") for column in text_columns), (label_column, "--label_column_name")]:
+    for column, flag in [
+        *((column, "--text_column_names") for column in text_columns),
+        (label_column, "--label_column_name"),
+    ]:
         if column not in data.column_names:
             raise UserError(
                 f"{name} has no column '{column}'; its columns are {', '.join(data.column_names)}. Name the right one "
                 f"with {flag}."
             )
     labels = data[label_column]
-    texts = [separator.join(str(part or "") for part in parts) for parts in zip(*(data[column] for column in text_columns))]
+    texts = [
+        separator.join(str(part or "") for part in parts) for parts in zip(*(data[column] for column in text_columns))
+    ]
     missing = sum(label is None for label in labels)
     if missing:
         raise UserError(f"{name}: {missing} rows have no label in column '{label_column}'; fill or drop them.")
@@ -97,7 +102,9 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
         labels = splits["train"]["label"]
     known = sorted({str(label) for row in labels for label in (row if several else [row])}, key=_natural_order)
     if len(known) < 2:
-        raise UserError(f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more.")
+        raise UserError(
+            f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more."
+        )
     number = {name: index for index, name in enumerate(known)}
     for name, part in splits.items():
         seen = {str(label) for row in part["label"] for label in (row if several else [row])}

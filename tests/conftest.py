@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 
-torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
+torch.set_num_threads(2)  # the models are tiny: a second thread costs more than it gives
 
 
 @pytest.fixture(autouse=True)

@@ -55,9 +55,12 @@ def test_from_a_csv_to_a_model_that_predicts(tmp_path, monkeypatch, capsys):
     assert lines[0].split("\t") == ["index", "prediction", "p(pets)", "p(ships)"]
     assert len(lines) == 11
     classify = pipeline("text-classification", model=str(out), trust_remote_code=False)
-    assert classify("sails and masts at sea number 3")[0]["label"] == AutoModelForSequenceClassification.from_pretrained(
-        out
-    ).config.id2label[0 if lines[1].split("\t")[1] == "pets" else 1]
+    assert (
+        classify("sails and masts at sea number 3")[0]["label"]
+        == AutoModelForSequenceClassification.from_pretrained(out).config.id2label[
+            0 if lines[1].split("\t")[1] == "pets" else 1
+        ]
+    )
     assert not list(out.rglob("*.tmp"))
 
 
@@ -91,11 +94,15 @@ def test_resuming_gives_the_same_model(tmp_path, monkeypatch):
 
 def test_several_labels_and_regression(tmp_path, monkeypatch):
     texts = ["cats", "dogs", "cats and dogs"] * 8
-    Dataset.from_dict({"text": texts, "label": [text.split(" and ") for text in texts]}).to_json(tmp_path / "many.jsonl")
+    Dataset.from_dict({"text": texts, "label": [text.split(" and ") for text in texts]}).to_json(
+        tmp_path / "many.jsonl"
+    )
     run(monkeypatch, "--output_dir", tmp_path / "many", "--train_file", tmp_path / "many.jsonl", *TINY)
     assert "micro_f1" in json.loads((tmp_path / "many" / "run.json").read_text())["scores"]["this model"]
 
-    Dataset.from_dict({"text": texts, "label": [len(text) / 10 for text in texts]}).to_parquet(tmp_path / "len.parquet")
+    Dataset.from_dict({"text": texts, "label": [len(text) / 10 for text in texts]}).to_parquet(
+        tmp_path / "len.parquet"
+    )
     flags = ["--train_file", tmp_path / "len.parquet", "--do_regression"]
     run(monkeypatch, "--output_dir", tmp_path / "regression", *flags, *TINY)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "regression")
@@ -134,8 +141,14 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
         "rows without a label": (["--train_file", gaps], "rows have no label"),
         "unseen label": (["--train_file", good, "--test_file", new], "test data has labels.*planes"),
         "no numbers": (["--train_file", good, "--do_regression"], "needs numbers as labels"),
-        "full folder": (["--train_file", good, "--output_dir", folder / "full"], "not empty.*--resume_from_checkpoint"),
-        "block size 0": (["--train_file", good, "--config_overrides", "block_size=0"], "`block_size` must be at least 1"),
+        "full folder": (
+            ["--train_file", good, "--output_dir", folder / "full"],
+            "not empty.*--resume_from_checkpoint",
+        ),
+        "block size 0": (
+            ["--train_file", good, "--config_overrides", "block_size=0"],
+            "`block_size` must be at least 1",
+        ),
         "not an override": (["--train_file", good, "--config_overrides", "block_size"], "is not name=value"),
         "no such split": (["--split_by", "party"], "--split_by must be address or president"),
         "two sources": (["--train_file", good, "--dataset_name", "imdb"], "not both"),

@@ -1,0 +1,84 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Runs the shipped task for several seeds, split by address and by president, and writes mean and spread to `results/`.
+A seed draws the split, the weights and the order of the documents. Runs that are there already are kept, so an
+interrupted sweep goes on.
+
+    python scripts/sweep_classification.py --runs runs/sweep --results results/sotu_classification.json
+    python scripts/sweep_classification.py --runs runs/local --results results/sotu_local.json -- \\
+        --config_overrides layer_types=local_attention
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from run_record import write_json
+
+
+SCRIPT = Path(__file__).resolve().parent / "run_classification.py"
+KEPT = (
+    "command",
+    "commit",
+    "config",
+    "data",
+    "machine",
+    "part",
+    "scores",
+    "seconds",
+    "seed",
+    "validation",
+    "versions",
+)
+
+
+def summarise(runs: list[dict]) -> dict:
+    """Mean and standard deviation over the runs of every score, by classifier and metric."""
+    summary = {"seconds": statistics.mean(run["seconds"] for run in runs)}
+    for name in runs[0]["scores"]:
+        summary[name] = {}
+        for metric in runs[0]["scores"][name]:
+            values = [run["scores"][name][metric] for run in runs]
+            summary[name][metric] = {
+                "mean": statistics.mean(values),
+                "std": statistics.stdev(values) if len(values) > 1 else 0.0,
+                "lowest": min(values),
+            }
+    return summary
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, required=True, help="Folder for the runs.")
+    parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--split_by", nargs="+", default=["address", "president"])
+    parser.add_argument("flags", nargs="*", help="After --: flags for run_classification.py.")
+    arguments = parser.parse_args()
+    results = {"command": ["scripts/sweep_classification.py", *sys.argv[1:]], "seeds": arguments.seeds}
+    for split_by in arguments.split_by:
+        runs = []
+        for seed in arguments.seeds:
+            folder = arguments.runs / f"{split_by}-{seed}"
+            if not (folder / "run.json").exists():
+                command = [
+                    sys.executable,
+                    str(SCRIPT),
+                    "--output_dir",
+                    str(folder),
+                    "--resume_from_checkpoint",
+                    "last",
+                ]
+                command += ["--split_by", split_by, "--split_seed", str(seed), "--seed", str(seed), *arguments.flags]
+                subprocess.run(command, check=True)
+            run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            runs.append({name: run[name] for name in KEPT})
+        results[split_by] = {"summary": summarise(runs), "runs": runs}
+        write_json(arguments.results, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Where this package is not installed, a saved folder opens with `trust_remote_code=True` and gives the same numbers
+(invariant 12, fresh process). One process imports torch and transformers, which is what costs, and forks per case.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import modeling_sinkhorn
+from configuration_sinkhorn import SinkhornConfig
+
+
+AUTO_CLASSES = {
+    "SinkhornModel": "AutoModel",
+    "SinkhornForMaskedLM": "AutoModelForMaskedLM",
+    "SinkhornForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "SinkhornForSequenceClassification": "AutoModelForSequenceClassification",
+    "SinkhornForTokenClassification": "AutoModelForTokenClassification",
+}
+PIPELINES = {
+    "feature-extraction": ("SinkhornModel", "The state of the Union is strong."),
+    "fill-mask": ("SinkhornForMaskedLM", "The state of the <mask> is strong."),
+    "text-classification": ("SinkhornForSequenceClassification", "The state of the Union is strong."),
+    "token-classification": ("SinkhornForTokenClassification", "The state of the Union is strong."),
+}
+
+# Runs away from the repository, with this package's modules hidden: that stands in for a machine without it. Each case
+# has a process of its own, forked once the libraries are there: the code of the first folder registers its classes,
+# and the next folder would be opened with those instead of its own.
+CHILD = """
+import importlib.abc, json, os, pathlib, sys, traceback
+
+job = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
+reports = pathlib.Path(sys.argv[2])
+
+
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name in job["hidden"]:
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
+
+
+sys.meta_path.insert(0, Hide())
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, pipeline
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def case(name):
+    def run(function):
+        pid = os.fork()
+        if pid:
+            return os.waitpid(pid, 0)
+        try:
+            report = function()
+        except BaseException:
+            report = traceback.format_exc()
+        (reports / f"{name}.json").write_text(json.dumps(report, default=float), encoding="utf-8")
+        os._exit(0)
+    return run
+
+
+def load(auto_class, folder):
+    model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    ids, mask = torch.tensor(job["input_ids"]), torch.tensor(job["attention_mask"])
+    with torch.no_grad():
+        answers = [tensor.tolist() for tensor in model(ids, attention_mask=mask).to_tuple()]
+    report = {"class": type(model).__name__, "module": type(model).__module__, "answers": answers}
+    return model, report | {"missing": sorted(info["missing_keys"])}
+
+
+@case("import")
+def _():
+    found = []
+    for name in job["hidden"]:
+        try:
+            __import__(name)
+            found.append(name)
+        except ModuleNotFoundError:
+            pass
+    return found
+
+
+@case("AutoConfig")
+def _():
+    config = AutoConfig.from_pretrained(f"{job['folder']}/SinkhornModel", trust_remote_code=True)
+    return {"class": type(config).__name__, "module": type(config).__module__}
+
+
+for class_name, auto_name in job["auto_classes"].items():
+    folder = f"{job['folder']}/{class_name}"
+    again = f"{job['folder']}/{class_name}_again"
+    auto_class = getattr(transformers, auto_name)
+
+    @case(f"{class_name} without trust")
+    def _():
+        try:
+            auto_class.from_pretrained(folder, trust_remote_code=False)
+        except ValueError as error:
+            return str(error)
+
+    @case(f"{class_name} own")
+    def _():
+        model, report = load(auto_class, folder)
+        model.save_pretrained(again)
+        return report
+
+    @case(f"{class_name} again")
+    def _():
+        return load(auto_class, again)[1]
+
+    @case(f"{class_name} body")
+    def _():
+        return load(AutoModel, folder)[1]
+
+
+for task, (class_name, text) in job["pipelines"].items():
+    @case(task)
+    def _():
+        pipe = pipeline(task, model=f"{job['folder']}/{class_name}", trust_remote_code=True)
+        return {"module": type(pipe.model).__module__, "answer": pipe(text)}
+"""
+
+
+@pytest.fixture(scope="module")
+def here_and_there(
+    tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The numbers of models made here, and what a process without this package reports of their folders."""
+    folder = tmp_path_factory.mktemp("remote")
+    batch = tiny_tokenizer(["The state of the Union.", "Peace, commerce, and honest friendship."], padding=True)
+    ids, mask = torch.tensor(batch["input_ids"]), torch.tensor(batch["attention_mask"])
+    here = {}
+    for class_name in AUTO_CLASSES:
+        torch.manual_seed(0)
+        config = SinkhornConfig(
+            vocab_size=len(tiny_tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            layer_types=["sinkhorn_attention", "sortcut_attention"],
+            block_size=4,
+            initializer_range=0.2,
+        )
+        model = getattr(modeling_sinkhorn, class_name)(config).eval()
+        model.save_pretrained(folder / class_name)
+        tiny_tokenizer.save_pretrained(folder / class_name)
+        with torch.no_grad():
+            whole, body = (part(ids, attention_mask=mask).to_tuple() for part in (model, model.base_model))
+        here[class_name] = [[tensor.tolist() for tensor in tensors] for tensors in (whole, body)]
+
+    job = {
+        "auto_classes": AUTO_CLASSES,
+        "pipelines": PIPELINES,
+        "folder": str(folder),
+        "hidden": sorted(path.stem for path in Path(modeling_sinkhorn.__file__).parent.glob("*_sinkhorn.py")),
+        "input_ids": batch["input_ids"],
+        "attention_mask": batch["attention_mask"],
+    }
+    job_file, script = folder / "job.json", folder / "child.py"
+    job_file.write_text(json.dumps(job), encoding="utf-8")
+    script.write_text(CHILD, encoding="utf-8")
+    elsewhere, reports = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("reports")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+    environment |= {"HF_HOME": str(elsewhere / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    # -I: neither the current folder, nor that of the script, nor PYTHONPATH is searched.
+    command = [sys.executable, "-I", str(script), str(job_file), str(reports)]
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+
+    return here, {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in reports.iterdir()}
+
+
+def assert_from_folder(report: Any, folder: str) -> None:
+    """The case went well, and the code that ran is the one that was saved in `folder`."""
+    assert isinstance(report, dict), report  # else a traceback
+    assert report["module"].startswith(f"transformers_modules.{folder}."), report["module"]
+
+
+def test_the_package_is_hidden_there(here_and_there):
+    assert here_and_there[1]["import"] == []
+
+
+def test_config_loads(here_and_there):
+    report = here_and_there[1]["AutoConfig"]
+    assert_from_folder(report, "SinkhornModel")
+    assert report["class"] == "SinkhornConfig"
+
+
+@pytest.mark.parametrize("class_name", AUTO_CLASSES)
+def test_nothing_runs_without_trust(here_and_there, class_name):
+    refusal = here_and_there[1][f"{class_name} without trust"]
+    assert "`trust_remote_code=True`" in refusal and "Traceback" not in refusal
+
+
+@pytest.mark.parametrize("class_name", AUTO_CLASSES)
+@pytest.mark.parametrize("way", ["own", "body", "again"])
+def test_same_numbers_there(here_and_there, class_name, way):
+    """By its own Auto class, by AutoModel, and from a folder that was saved there."""
+    here, there = here_and_there
+    report = there[f"{class_name} {way}"]
+    assert_from_folder(report, f"{class_name}_again" if way == "again" else class_name)
+    assert report["class"] == ("SinkhornModel" if way == "body" else class_name)
+    assert report["missing"] == []
+    whole, body = here[class_name]
+    assert report["answers"] == (body if way == "body" else whole)
+
+
+@pytest.mark.parametrize("task", PIPELINES)
+def test_pipeline_there(here_and_there, task):
+    report = here_and_there[1][task]
+    assert_from_folder(report, PIPELINES[task][0])
+    assert len(report["answer"]) > 0
