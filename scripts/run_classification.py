@@ -134,6 +134,20 @@ class ClassificationTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Stop after this many validations without a better one."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
+    )
+
+    def __post_init__(self) -> None:
+        metric = self.metric_for_best_model
+        super().__post_init__()  # puts the loss where no metric is given
+        self.metric_for_best_model = metric
+
+    def choose_best_by(self, metric: str) -> None:
+        """The metric that picks the best checkpoint, where the flags name none, and which way is better."""
+        self.metric_for_best_model = self.metric_for_best_model or metric
+        if "--greater_is_better" not in " ".join(sys.argv):
+            self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
 
 
 def main() -> None:
@@ -162,8 +176,7 @@ def main() -> None:
     encoded = encode(task.splits, tokenizer, model.config, data_args)
 
     metric_name, compute_metrics = make_metrics(task)
-    training_args.metric_for_best_model = training_args.metric_for_best_model or metric_name
-    training_args.greater_is_better = task.problem_type != "regression"
+    training_args.choose_best_by(metric_name)
     callbacks = []
     if training_args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))

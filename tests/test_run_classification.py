@@ -92,6 +92,20 @@ def test_resuming_gives_the_same_model(tmp_path, monkeypatch):
     assert all((whole[name] == resumed[name]).all() for name in whole)
 
 
+@pytest.mark.parametrize(
+    "flags, metric, best",
+    [([], "eval_accuracy", max), (["--metric_for_best_model", "loss"], "eval_loss", min)],
+    ids=["accuracy", "loss"],
+)
+def test_the_best_checkpoint_on_validation_is_the_one_kept(flags, metric, best, tmp_path, monkeypatch):
+    train = write_table(tmp_path / "train.csv", 60, labels=("pets", "ships", "ships", "pets", "pets"))  # half noise
+    flags = ["--train_file", train, *TINY, *flags, "--num_train_epochs", "6", "--learning_rate", "0.02"]
+    run(monkeypatch, "--output_dir", tmp_path / "out", *flags, "--skip_baselines")
+    *epochs, final = json.loads((tmp_path / "out" / "run.json").read_text())["validation"][:7]
+    assert len(epochs) == 6 and len({epoch["eval_loss"] for epoch in epochs}) > 1
+    assert final[metric] == best(epoch[metric] for epoch in epochs)
+
+
 def test_several_labels_and_regression(tmp_path, monkeypatch):
     texts = ["cats", "dogs", "cats and dogs"] * 8
     Dataset.from_dict({"text": texts, "label": [text.split(" and ") for text in texts]}).to_json(
