@@ -31,6 +31,7 @@ CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 AUTO_MAP = {
     "AutoConfig": "configuration_sinkhorn.SinkhornConfig",
     "AutoModel": "modeling_sinkhorn.SinkhornModel",
+    "AutoModelForCausalLM": "modeling_sinkhorn.SinkhornForCausalLM",
     "AutoModelForSequenceClassification": "modeling_sinkhorn.SinkhornForSequenceClassification",
     "AutoModelForMaskedLM": "modeling_sinkhorn.SinkhornForMaskedLM",
     "AutoModelForTokenClassification": "modeling_sinkhorn.SinkhornForTokenClassification",

@@ -19,12 +19,13 @@ class BlockGrid(NamedTuple):
     Which token stands in which slot of which block. A token's slot is its rank among the real tokens of its row, and
     padding has no slot, so left padding, right padding and holes all give the same blocks.
 
-    Without padding every field but the sizes is `None`: blocks are then plain views of the sequence.
+    Without padding every field but the sizes is `None`: blocks are then plain views of the sequence. In a grid of
+    new tokens that continue earlier ones, block 0 is the block that each row has open.
     """
 
     num_tokens: int  # L
     block_size: int  # b
-    num_blocks: int  # N = ceil(L / b)
+    num_blocks: int  # N = ceil(L / b); of new tokens: the most blocks that they can touch
     token_of_slot: Tensor | None = None  # (B, N * b) the token in each slot; past the last real one, anything valid
     slot_of_token: Tensor | None = None  # (B, L) the slot of each real token; of padding, anything valid
     is_real: Tensor | None = None  # (B, L) bool, False at padding
@@ -42,20 +43,39 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
         device: of the tensors made where there is no mask.
     """
     num_blocks = (num_tokens + block_size - 1) // block_size
-    num_slots = num_blocks * block_size
-    slots = torch.arange(num_slots, device=device if attention_mask is None else attention_mask.device)
-    if attention_mask is None:
-        filled = None
-        if num_slots != num_tokens:
-            filled = (slots < num_tokens).view(1, num_blocks, block_size)
-        return BlockGrid(num_tokens, block_size, num_blocks, filled=filled)
-    is_real = attention_mask != 0
+    if attention_mask is not None:
+        return _padded_grid(num_tokens, block_size, num_blocks, attention_mask != 0)
+    filled = None
+    if num_blocks * block_size != num_tokens:
+        slots = torch.arange(num_blocks * block_size, device=device)
+        filled = (slots < num_tokens).view(1, num_blocks, block_size)
+    return BlockGrid(num_tokens, block_size, num_blocks, filled=filled)
+
+
+def continued_grid(is_real: Tensor, offset: Tensor, block_size: int) -> BlockGrid:
+    """
+    The same for new tokens that go on in the middle of a block.
+
+    Args:
+        is_real: `(B, L)` bool, the new tokens that are no padding.
+        offset: `(B,)` tokens that the row's open block holds already, in `[0, b)`.
+    """
+    num_tokens = is_real.shape[1]
+    # Whatever the offset: the last token may be the first of its block, and the first one the last.
+    num_blocks = (num_tokens + 2 * block_size - 2) // block_size
+    return _padded_grid(num_tokens, block_size, num_blocks, is_real, offset.unsqueeze(-1))
+
+
+def _padded_grid(num_tokens: int, block_size: int, num_blocks: int, is_real: Tensor, offset: Tensor | int = 0):
     rank = is_real.cumsum(-1)
+    slots = torch.arange(num_blocks * block_size, device=is_real.device) - offset
+    filled = (slots >= 0) & (slots < rank[:, -1:])
     # A stable sort puts the real tokens first, in their order; padding follows and is never read.
-    token_of_slot = torch.argsort((~is_real).to(torch.uint8), dim=-1, stable=True)
-    token_of_slot = nn.functional.pad(token_of_slot, (0, num_slots - num_tokens))
-    filled = (slots < rank[:, -1:]).view(-1, num_blocks, block_size)
-    return BlockGrid(num_tokens, block_size, num_blocks, token_of_slot, (rank - 1).clamp(min=0), is_real, filled)
+    order = torch.argsort((~is_real).to(torch.uint8), dim=-1, stable=True)
+    token_of_slot = order.gather(1, slots.clamp(0, num_tokens - 1).expand(len(order), -1))
+    slot_of_token = (rank - 1 + offset).clamp(min=0)
+    filled = filled.view(-1, num_blocks, block_size)
+    return BlockGrid(num_tokens, block_size, num_blocks, token_of_slot, slot_of_token, is_real, filled)
 
 
 def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:
@@ -96,12 +116,10 @@ def block_lengths(grid: BlockGrid) -> Tensor | int:
     return grid.block_size if grid.filled is None else grid.filled.sum(-1, keepdim=True)
 
 
-def block_descriptors(blocks: Tensor, grid: BlockGrid, pooling: str, causal: bool) -> Tensor:
+def block_descriptors(blocks: Tensor, grid: BlockGrid, pooling: str) -> Tensor:
     """
-    What the SortNet reads of each destination block (design section 2.2).
-
-    Bidirectional: the sum or mean over the block's real tokens. Causal: the same over all tokens of the row up to and
-    including the block's first, the last one that no query of the block lies before.
+    What a bidirectional SortNet reads of each destination block (design section 2.2): the sum or mean over the
+    block's real tokens.
 
     Args:
         blocks: `(B, N, b, E)`, zero in empty slots.
@@ -110,16 +128,42 @@ def block_descriptors(blocks: Tensor, grid: BlockGrid, pooling: str, causal: boo
     Returns:
         `(B, N, E)` in float32; 0 for blocks without a real token.
     """
-    if not causal:
-        return block_means(blocks, grid) if pooling == "mean" else block_sums(blocks)
-    sums = block_sums(blocks)
-    first = blocks[:, :, 0].to(sums.dtype)
-    descriptors = sums.cumsum(1) - sums + first
+    return block_means(blocks, grid) if pooling == "mean" else block_sums(blocks)
+
+
+def causal_block_descriptors(
+    first_tokens: Tensor,
+    sums: Tensor,
+    block_size: int,
+    pooling: str,
+    first_block: Tensor | None,
+    before: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """
+    What a causal SortNet reads of each destination block (design section 2.2): the sum or mean over all tokens of the
+    row up to and including the block's first, the last one that no query of the block lies before.
+
+    Args:
+        first_tokens: `(B, N, E)`, the first token of each block.
+        sums: `(B, N, E)`, the `block_sums`, of all blocks of the row or of those from `first_block` on.
+        block_size: `b`, tokens per block.
+        pooling: `"sum"` or `"mean"`.
+        first_block: `(B,)`, the number of the first block given; `None` for 0.
+        before: `(B, E)`, the sum over the tokens of the blocks before it; `None` for 0.
+
+    Returns:
+        The descriptors `(B, N, E)` in float32 (meaningless for blocks without a token), and `(B, N, E)`: the sum over
+        all tokens to the end of each block.
+    """
+    after = sums.cumsum(1)
+    if before is not None:
+        after = after + before.unsqueeze(1)
+    descriptors = after - sums + first_tokens
     if pooling == "mean":
-        tokens_seen = torch.arange(grid.num_blocks, device=blocks.device) * grid.block_size + 1
-        descriptors = descriptors / tokens_seen.unsqueeze(-1)
-    has_tokens = nonempty_blocks(grid)
-    return descriptors if has_tokens is None else descriptors.masked_fill(~has_tokens.unsqueeze(-1), 0)
+        block = torch.arange(sums.shape[1], device=sums.device)
+        block = block if first_block is None else block + first_block.unsqueeze(-1)
+        descriptors = descriptors / (block * block_size + 1).unsqueeze(-1)
+    return descriptors, after
 
 
 def nonempty_blocks(grid: BlockGrid) -> Tensor | None:
@@ -202,27 +246,45 @@ class _SinkhornBalance(torch.autograd.Function):
         return grad_logits, None
 
 
-def causal_sinkhorn_balance(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+def causal_sinkhorn_balance(
+    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """
     Causal Sinkhorn balancing (design section 2.4): as `sinkhorn_balance`, but the column normaliser of row `i` sums
-    over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks.
+    over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks. So balancing is a
+    recurrence over rows, and may go on from earlier ones.
 
     Args:
-        logits: `(B, G, N, N)` float32.
-        allowed: bool, broadcastable to `logits`, False on and above the diagonal.
+        logits: `(B, G, n, N)` float32, the next `n` rows.
+        allowed: bool, broadcastable to `logits`, False for sources that are not before the row's block. Rows that
+            allow nothing take no part.
+        columns: `(B, G, iterations, N)`, what the rows before these left (the second value returned for them): the
+            logsumexp of each column so far, in each iteration. `None` where there are none.
 
     Returns:
-        `(B, G, N, N)`, strictly lower triangular; rows sum to 1 but for row 0, which is 0.
+        `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
     """
     # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
-    floor = torch.finfo(logits.dtype).min / 4
+    floor = causal_floor(logits.dtype)
     allowed = allowed.expand_as(logits)
     logits = logits.masked_fill(~allowed, floor)
-    for _ in range(iterations):
+    after = []
+    for iteration in range(iterations):
         logits = (logits - logits.logsumexp(-1, keepdim=True)).masked_fill(~allowed, floor)
-        logits = (logits - logits.logcumsumexp(-2)).masked_fill(~allowed, floor)
-    return logits.softmax(-1).masked_fill(~allowed, 0.0)
+        if columns is None:
+            sums = logits.logcumsumexp(-2)
+        else:
+            sums = torch.cat((columns[:, :, iteration, None], logits), dim=-2).logcumsumexp(-2)[:, :, 1:]
+        after.append(sums[:, :, -1])
+        logits = (logits - sums).masked_fill(~allowed, floor)
+    after = torch.stack(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
+    return logits.softmax(-1).masked_fill(~allowed, 0.0), after
+
+
+def causal_floor(dtype: torch.dtype) -> float:
+    """What stands for the logarithm of 0 in causal balancing."""
+    return torch.finfo(dtype).min / 4
 
 
 def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Tensor:
@@ -232,20 +294,17 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Ten
 
     Args:
         sort_matrix: `(B, G, n, N)`, any `n` destinations.
-        blocks: `(B, N, b, G, E)`, zero in empty slots. Keys and values may be sorted in one call, side by side in `E`.
+        blocks: `(B, G, N, b, E)`, zero in empty slots.
         filled: `(B or 1, N, b)` bool, slots that hold a token; `None` where every source block is full, as in a
             decoder, whose sources have a block after them.
 
     Returns:
         `(B, G, n, b, E)` in the dtype of `blocks`.
     """
-    batch, num_blocks, block_size, heads, width = blocks.shape
     if filled is not None:
         # Keeps the ratio below defined where the blocks that fill a slot have weights that underflow to 0.
         sort_matrix = sort_matrix.clamp_min(1e-30)
-    weights = sort_matrix.to(blocks.dtype)
-    sources = blocks.permute(0, 3, 1, 2, 4).reshape(batch, heads, num_blocks, block_size * width)
-    mixed = (weights @ sources).unflatten(-1, (block_size, width))
+    mixed = (sort_matrix.to(blocks.dtype) @ blocks.flatten(3)).unflatten(-1, blocks.shape[3:])
     if filled is None:
         return mixed
     coverage = sort_matrix @ filled.unsqueeze(1).to(sort_matrix.dtype)
@@ -271,7 +330,14 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     """
     candidates = candidates.expand_as(sort_matrix)
     scores = sort_matrix.detach().masked_fill(~candidates, -1.0)
-    best, index = scores.topk(min(num_sorted_blocks, sort_matrix.shape[-1]), dim=-1)
+    if sort_matrix.shape[-1] < num_sorted_blocks:  # there are always as many places, if not candidates
+        missing = num_sorted_blocks - sort_matrix.shape[-1]
+        scores, sort_matrix = (
+            nn.functional.pad(scores, (0, missing), value=-1.0),
+            nn.functional.pad(sort_matrix, (0, missing)),
+        )
+    best, index = scores.topk(num_sorted_blocks, dim=-1)
+    index = index.masked_fill(best < 0, 0)
     probability = sort_matrix.gather(-1, index)
     return HardSort(index, best >= 0, 1 + probability - probability.detach())
 
@@ -281,19 +347,23 @@ def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:
     Gathers the chosen blocks whole. Linear in the number of blocks.
 
     Args:
-        blocks: `(B, N, b, G, E)`.
+        blocks: `(B, G, N, b, E)`.
 
     Returns:
         `(B, G, n, S, b, E)`.
     """
-    batch, num_blocks, block_size, heads, width = blocks.shape
-    rows = blocks.permute(0, 3, 1, 2, 4).reshape(batch * heads * num_blocks, block_size * width)
-    first_row = torch.arange(batch * heads, device=blocks.device).view(batch, heads, 1, 1) * num_blocks
-    gathered = rows.index_select(0, (choice.index + first_row).flatten())
-    gathered = gathered.view(*choice.index.shape, block_size, width)
+    gathered = gather_blocks(choice.index, blocks)
     if choice.weight.requires_grad:
         gathered = gathered * choice.weight.to(gathered.dtype)[..., None, None]
     return gathered
+
+
+def gather_blocks(index: Tensor, blocks: Tensor) -> Tensor:
+    """`(B, G, n, S)` numbers of blocks, and `(B, G, N, b, E)` blocks, to the blocks `(B, G, n, S, b, E)`."""
+    batch, heads, num_blocks = blocks.shape[:3]
+    first_row = torch.arange(batch * heads, device=blocks.device).view(batch, heads, 1, 1) * num_blocks
+    rows = blocks.reshape(batch * heads * num_blocks, -1)
+    return rows.index_select(0, (index + first_row).flatten()).view(*index.shape, *blocks.shape[3:])
 
 
 def local_offsets(num_local_blocks: int, causal: bool) -> range:

@@ -6,8 +6,9 @@ import torch
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from reference import reference_attention
 
-import modeling_sinkhorn
-from modeling_sinkhorn import SinkhornModel, make_block_context
+import attention_sinkhorn
+from context_sinkhorn import make_context
+from modeling_sinkhorn import SinkhornModel
 
 
 def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=None, monkeypatch=None):
@@ -21,10 +22,13 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     if noise is not None:
         blocks = -(-num_tokens // config.block_size)
         noise = torch.randn(batch, config.num_key_value_heads, blocks, blocks, dtype=torch.double)
-        monkeypatch.setattr(modeling_sinkhorn, "gumbel_noise", lambda like: noise)
+        monkeypatch.setattr(attention_sinkhorn, "gumbel_noise", lambda like: noise)
 
     model.rotary_emb.inv_freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).double() / config.head_dim)
-    context = make_block_context(config, DoubleRotary(model.rotary_emb), x, attention_mask, position_ids)
+    rotary = DoubleRotary(model.rotary_emb)
+    context = make_context(
+        config, rotary, x.shape[:2], x.device, attention_mask, position_ids, None, 0, maps=True, look=True
+    )
     output, attention_map, sort_matrix = attention(x, context, output_attentions=True)
     expected = reference_attention(
         x, dict(attention.named_parameters()), config, config.layer_types[0], attention_mask, position_ids, noise
@@ -57,7 +61,7 @@ class DoubleRotary(torch.nn.Module):
         super().__init__()
         self.inv_freq = rotary.inv_freq
 
-    def forward(self, x, position_ids):
+    def forward(self, position_ids):
         angles = position_ids.unsqueeze(-1).double() * self.inv_freq
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos(), angles.sin()
