@@ -55,8 +55,8 @@ class CacheContext(NamedTuple):
     offset: Tensor  # (B,) tokens that it held before
     opened: Tensor  # (B, M) bool, blocks whose first token is new
     last_block: Tensor  # (B,) which of the M blocks is the row's last with a token
-    opens: bool  # whether any block opens; True where this must not be looked at (tracing)
-    closes: bool  # whether any block may be filled up, likewise
+    opens: bool  # whether any block opens, or may
+    closes: bool  # whether any block is filled up, or may be
 
 
 class BlockContext(NamedTuple):
@@ -219,6 +219,8 @@ def cached_block_context(
         positions = to_blocks(position_ids.expand(len(counts), -1), grid)
     last_block = ((counts - 1).clamp(min=0) // b - first_block).clamp(min=0)
 
+    # A step of one token rarely opens or fills a block. The first one makes the states, even where all is padding.
+    may_change = not look or num_tokens > 1 or past_length == 0
     source = torch.arange(num_blocks, device=device)
     exists = touched * b < counts.unsqueeze(-1)
     allowed = (source < touched.unsqueeze(-1)) & exists.unsqueeze(-1)
@@ -252,8 +254,8 @@ def cached_block_context(
             offset=offset,
             opened=opened,
             last_block=last_block,
-            opens=num_tokens > 1 or not look or bool(opened.any()),
-            closes=num_tokens > 1 or not look or bool((counts % b == 0).any()),
+            opens=may_change or bool(opened.any()),
+            closes=may_change or bool((counts % b == 0).any()),
         ),
         key_grid=None,
     )

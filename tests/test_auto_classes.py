@@ -14,6 +14,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
@@ -31,6 +32,7 @@ from configuration_sinkhorn import SinkhornConfig
 ROOT = Path(__file__).resolve().parent.parent
 AUTO_CLASSES = {
     "SinkhornModel": AutoModel,
+    "SinkhornForCausalLM": AutoModelForCausalLM,
     "SinkhornForMaskedLM": AutoModelForMaskedLM,
     "SinkhornForQuestionAnswering": AutoModelForQuestionAnswering,
     "SinkhornForSequenceClassification": AutoModelForSequenceClassification,
@@ -76,7 +78,8 @@ def outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> list[
     """Every tensor of the model's answer to a padded batch."""
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
-        return list(model(batch["input_ids"], attention_mask=batch["attention_mask"]).to_tuple())
+        outputs = model(batch["input_ids"], attention_mask=batch["attention_mask"])
+    return [output for output in outputs.to_tuple() if isinstance(output, torch.Tensor)]  # without the cache
 
 
 def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
@@ -110,8 +113,17 @@ def test_every_auto_class_opens_the_folder_of_every_class(saved, class_name, tin
     """Only a new head is drawn; the body is the saved one."""
     model, folder = saved(class_name)
     for auto_class in AUTO_CLASSES.values():
+        if model.config.is_decoder and auto_class is AutoModelForMaskedLM:
+            with pytest.raises(ValueError, match="reads both directions.*is_decoder=False"):
+                auto_class.from_pretrained(folder)
+            continue
         body = auto_class.from_pretrained(folder).base_model.eval()
-        assert_same(outputs(body, tiny_tokenizer), outputs(model.base_model, tiny_tokenizer))
+        if auto_class is AutoModelForCausalLM and not model.config.is_decoder:  # the same weights, read causally
+            state = body.state_dict()
+            assert body.config.is_decoder
+            assert all(torch.equal(state[name], tensor) for name, tensor in model.base_model.state_dict().items())
+        else:
+            assert_same(outputs(body, tiny_tokenizer), outputs(model.base_model, tiny_tokenizer))
 
 
 @pytest.mark.parametrize("class_name", AUTO_CLASSES)
@@ -172,6 +184,14 @@ def test_pipeline_text_classification(saved, tiny_tokenizer):
         for scores, probabilities in zip(predictions, expected):
             found = {score["label"]: score["score"] for score in scores}
             assert found == pytest.approx(dict(zip(model.config.label2id, probabilities.tolist())), abs=1e-5)
+
+
+def test_pipeline_text_generation(saved, tiny_tokenizer):
+    model, folder = saved("SinkhornForCausalLM")
+    answer = pipeline("text-generation", model=str(folder))(TEXTS[0], max_new_tokens=8, do_sample=False)
+    batch = tiny_tokenizer(TEXTS[0], return_tensors="pt")
+    tokens = model.generate(batch["input_ids"], max_new_tokens=8, do_sample=False)
+    assert answer[0]["generated_text"] == tiny_tokenizer.decode(tokens[0], skip_special_tokens=True)
 
 
 def test_pipeline_fill_mask(saved):

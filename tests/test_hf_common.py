@@ -21,6 +21,7 @@ from transformers.testing_utils import torch_device
 
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import (
+    SinkhornForCausalLM,
     SinkhornForMaskedLM,
     SinkhornForQuestionAnswering,
     SinkhornForSequenceClassification,
@@ -37,6 +38,7 @@ except unittest.SkipTest as reason:
 # Their tests choose labels, and know a base model, by class name in the library's tables.
 TABLES = {
     "MODEL_MAPPING_NAMES": SinkhornModel,
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": SinkhornForCausalLM,
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": SinkhornForMaskedLM,
     "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": SinkhornForQuestionAnswering,
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": SinkhornForSequenceClassification,
@@ -115,6 +117,11 @@ def check_tokens(output: list, text: str) -> None:
         assert 0 <= entity["start"] < entity["end"] <= len(text)
 
 
+def check_generated(output: list, text: str) -> None:
+    assert [set(answer) for answer in output] == [{"generated_text"}]
+    assert output[0]["generated_text"].startswith(text) and len(output[0]["generated_text"]) > len(text)
+
+
 def check_zero_shot(output: dict, text: str) -> None:
     assert output["sequence"] == text and sorted(output["labels"]) == LABELS
     assert abs(sum(output["scores"]) - 1) < 1e-2  # half precision too
@@ -124,6 +131,7 @@ PIPELINE_TASKS = {
     "feature-extraction": PipelineTask("feature-extraction", TEXTS, check_features),
     "fill-mask": PipelineTask("fill-mask", [f"{text} <mask>" for text in TEXTS], check_fillings),
     "text-classification": PipelineTask("text-classification", TEXTS, check_classes),
+    "text-generation": PipelineTask("text-generation", TEXTS, check_generated, max_new_tokens=9),
     "token-classification": PipelineTask("token-classification", TEXTS, check_tokens, ignore_labels=[]),
     "zero-shot": PipelineTask("zero-shot-classification", TEXTS, check_zero_shot, candidate_labels=LABELS),
 }
@@ -138,7 +146,7 @@ hf_common.use_pipeline_tasks(hf, PIPELINE_TASKS)
 class CommonTests(hf.ModelTesterMixin, hf.TensorParallelTesterMixin):
     """What the test classes below share. A decoder's class adds `hf.GenerationTesterMixin` and its own attributes."""
 
-    all_model_classes = tuple(TABLES.values())
+    all_model_classes = tuple(model_class for model_class in TABLES.values() if model_class is not SinkhornForCausalLM)
     config_overrides: dict[str, Any] = {}
 
     def setUp(self) -> None:
@@ -215,3 +223,49 @@ class SinkhornMixtureModelTest(CommonTests, unittest.TestCase):
 
     # Not with the SortNets of fixed size: the RoPE tests feed more than `max_position_embeddings` tokens.
     config_overrides = {"layer_types": ["mixture_attention", "local_attention"], "sort_pooling": "sum"}
+
+
+class CausalTests(CommonTests, hf.GenerationTesterMixin):
+    """The decoder's classes."""
+
+    all_model_classes = (SinkhornModel, SinkhornForCausalLM, SinkhornForSequenceClassification)
+
+
+class SinkhornCausalModelTest(CausalTests, hf.TrainingTesterMixin, hf.PipelineTesterMixin, unittest.TestCase):
+    """Soft sorting."""
+
+    config_overrides = {"is_decoder": True}
+    pipeline_model_mapping = {
+        "feature-extraction": SinkhornModel,
+        "text-classification": SinkhornForSequenceClassification,
+        "text-generation": SinkhornForCausalLM,
+        "zero-shot": SinkhornForSequenceClassification,
+    }
+    training_overfit_steps = 60  # theirs takes 300 steps of 1e-3
+    training_overfit_learning_rate = 1e-2
+    _tiny_models = SinkhornModelTest._tiny_models
+
+    def _get_trainable_model_class(self) -> type:
+        return SinkhornForCausalLM  # theirs looks it up in the library's tables of classes
+
+
+class SinkhornHardCausalModelTest(CausalTests, unittest.TestCase):
+    """Hard sorting of several blocks, beside several local ones, and full attention, with its own kind of cache."""
+
+    config_overrides = {
+        "is_decoder": True,
+        "layer_types": ["sinkhorn_attention", "full_attention"],
+        "sort_assignment": "hard",
+        "num_sorted_blocks": 2,
+        "num_local_blocks": 2,
+    }
+
+
+class SinkhornMixtureCausalModelTest(CausalTests, unittest.TestCase):
+    """The Mixture with the paper's summed descriptors, and local attention."""
+
+    config_overrides = {
+        "is_decoder": True,
+        "layer_types": ["mixture_attention", "local_attention"],
+        "sort_pooling": "sum",
+    }

@@ -82,21 +82,6 @@ def test_hard_sorting_with_every_block_chosen_equals_dense_attention():
         assert_close(model(ids, attention_mask=mask).last_hidden_state[mask.bool()], expected)
 
 
-# Causality -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer_type, assignment", [case[:2] for case in layer_cases() if case[2]])
-def test_no_gradient_from_the_future(layer_type, assignment):
-    model = make(layer_type=layer_type, sort_assignment=assignment, is_decoder=True).train()
-    embeds = torch.randn(1, 11, 16, requires_grad=True)
-    torch.manual_seed(0)
-    output = model(inputs_embeds=embeds).last_hidden_state
-    for position in range(11):
-        gradient = torch.autograd.grad(output[0, position].pow(2).sum(), embeds, retain_graph=True)[0]
-        assert gradient[0, position + 1 :].abs().sum() == 0
-        assert gradient[0, position].abs().sum() > 0
-
-
 # Gradients and noise -------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, pipeline
 
 import modeling_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
@@ -21,6 +21,7 @@ from configuration_sinkhorn import SinkhornConfig
 
 AUTO_CLASSES = {
     "SinkhornModel": "AutoModel",
+    "SinkhornForCausalLM": "AutoModelForCausalLM",
     "SinkhornForMaskedLM": "AutoModelForMaskedLM",
     "SinkhornForQuestionAnswering": "AutoModelForQuestionAnswering",
     "SinkhornForSequenceClassification": "AutoModelForSequenceClassification",
@@ -31,7 +32,9 @@ PIPELINES = {
     "fill-mask": ("SinkhornForMaskedLM", "The state of the <mask> is strong."),
     "text-classification": ("SinkhornForSequenceClassification", "The state of the Union is strong."),
     "token-classification": ("SinkhornForTokenClassification", "The state of the Union is strong."),
+    "text-generation": ("SinkhornForCausalLM", "The state of the Union is strong."),
 }
+GENERATE = {"max_new_tokens": 12, "do_sample": False}
 
 # Runs away from the repository, with this package's modules hidden: that stands in for a machine without it. Each case
 # has a process of its own, forked once the libraries are there: the code of the first folder registers its classes,
@@ -77,7 +80,8 @@ def load(auto_class, folder):
     model, info = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
     ids, mask = torch.tensor(job["input_ids"]), torch.tensor(job["attention_mask"])
     with torch.no_grad():
-        answers = [tensor.tolist() for tensor in model(ids, attention_mask=mask).to_tuple()]
+        outputs = model(ids, attention_mask=mask).to_tuple()
+    answers = [tensor.tolist() for tensor in outputs if isinstance(tensor, torch.Tensor)]  # without the cache
     report = {"class": type(model).__name__, "module": type(model).__module__, "answers": answers}
     return model, report | {"missing": sorted(info["missing_keys"])}
 
@@ -131,7 +135,8 @@ for task, (class_name, text) in job["pipelines"].items():
     @case(task)
     def _():
         pipe = pipeline(task, model=f"{job['folder']}/{class_name}", trust_remote_code=True)
-        return {"module": type(pipe.model).__module__, "answer": pipe(text)}
+        options = job["generate"] if task == "text-generation" else {}
+        return {"module": type(pipe.model).__module__, "answer": pipe(text, **options)}
 """
 
 
@@ -146,13 +151,14 @@ def here_and_there(
     here = {}
     for class_name in AUTO_CLASSES:
         torch.manual_seed(0)
+        causal = class_name == "SinkhornForCausalLM"
         config = SinkhornConfig(
             vocab_size=len(tiny_tokenizer),
             hidden_size=32,
             intermediate_size=48,
             num_hidden_layers=2,
             num_attention_heads=4,
-            layer_types=["sinkhorn_attention", "sortcut_attention"],
+            layer_types=["sinkhorn_attention", "local_attention" if causal else "sortcut_attention"],
             block_size=4,
             initializer_range=0.2,
         )
@@ -161,12 +167,18 @@ def here_and_there(
         tiny_tokenizer.save_pretrained(folder / class_name)
         with torch.no_grad():
             whole, body = (part(ids, attention_mask=mask).to_tuple() for part in (model, model.base_model))
-        here[class_name] = [[tensor.tolist() for tensor in tensors] for tensors in (whole, body)]
+        here[class_name] = [
+            [tensor.tolist() for tensor in tensors if isinstance(tensor, torch.Tensor)] for tensors in (whole, body)
+        ]
+        if causal:
+            text = PIPELINES["text-generation"][1]
+            here["text"] = pipeline("text-generation", model=model, tokenizer=tiny_tokenizer)(text, **GENERATE)
 
     job = {
         "auto_classes": AUTO_CLASSES,
         "pipelines": PIPELINES,
         "folder": str(folder),
+        "generate": GENERATE,
         "hidden": sorted(path.stem for path in Path(modeling_sinkhorn.__file__).parent.glob("*_sinkhorn.py")),
         "input_ids": batch["input_ids"],
         "attention_mask": batch["attention_mask"],
@@ -225,3 +237,8 @@ def test_pipeline_there(here_and_there, task):
     report = here_and_there[1][task]
     assert_from_folder(report, PIPELINES[task][0])
     assert len(report["answer"]) > 0
+
+
+def test_the_same_text_is_generated_there(here_and_there):
+    here, there = here_and_there
+    assert there["text-generation"]["answer"] == here["text"]
