@@ -12,7 +12,6 @@ model from scratch, whole documents.
     accelerate launch scripts/run_classification.py --output_dir runs/sotu --resume_from_checkpoint last
 """
 
-import json
 import logging
 import sys
 import time
@@ -23,15 +22,14 @@ import evaluate
 import numpy as np
 import torch
 from baselines import baselines
-from bpe import train_tokenizer
+from checkpoints import find_checkpoint
 from datasets import DatasetDict, load_dataset
+from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
 from run_record import provenance, write_json
 from sotu import load_passages
 from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
 from transformers import (
-    AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     HfArgumentParser,
@@ -39,10 +37,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 from user_errors import UserError
-
-import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 
 
 METRICS = Path(__file__).resolve().parent.parent / "metrics"
@@ -56,26 +51,6 @@ SMALL_MODEL = {
     "hidden_dropout": 0.1,
     "initializer_range": 0.05,
 }
-
-
-@dataclass
-class ModelArguments:
-    model_name_or_path: str | None = field(default=None, metadata={"help": "Fine-tune this folder or Hub model."})
-    model_type: str = field(default="sinkhorn", metadata={"help": "Kind of model to start from scratch."})
-    config_name: str | None = field(default=None, metadata={"help": "Config to start from, if not the model's."})
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Fields to change, such as block_size=32,sort_assignment=hard."}
-    )
-    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
-    train_tokenizer_vocab_size: int = field(
-        default=8000,
-        metadata={"help": "Entries of the byte-level BPE trained on the training texts if none is named."},
-    )
-    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
-    token: str | None = field(default=None, metadata={"help": "Hub token; the stored one by default."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
-    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Renew a head of another size."})
 
 
 @dataclass
@@ -157,7 +132,7 @@ def main() -> None:
     if not any(flag.startswith(("--do_train", "--do_eval", "--do_predict")) for flag in sys.argv):
         training_args.do_train = training_args.do_eval = training_args.do_predict = True
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    checkpoint = find_checkpoint(training_args)
+    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
     started = time.time()
 
@@ -171,7 +146,7 @@ def main() -> None:
             # Files are often sorted by label: the first rows alone would be of one class.
             shuffled = task.splits[part].shuffle(seed=data_args.split_seed)
             task.splits[part] = shuffled.select(range(min(limit, len(shuffled))))
-    tokenizer = load_tokenizer(model_args, task)
+    tokenizer = load_tokenizer(model_args, task.splits["train"]["text"])
     model = load_model(model_args, task, tokenizer)
     encoded = encode(task.splits, tokenizer, model.config, data_args)
 
@@ -206,29 +181,6 @@ def main() -> None:
         trainer.push_to_hub()
 
 
-def find_checkpoint(training_args: ClassificationTrainingArguments) -> str | None:
-    """The checkpoint to go on from. Raises where work of an earlier run would be overwritten unasked."""
-    output_dir = Path(training_args.output_dir)
-    if not training_args.do_train:
-        return None
-    resume = training_args.resume_from_checkpoint
-    if resume is None or resume.lower() == "false":
-        if output_dir.is_dir() and any(output_dir.iterdir()) and not training_args.overwrite_output_dir:
-            raise UserError(
-                f"--output_dir {output_dir} is not empty. Go on with its run by --resume_from_checkpoint last, replace "
-                "it by --overwrite_output_dir, or name another folder."
-            )
-        return None
-    if resume.lower() not in ("true", "last"):
-        if not Path(resume).is_dir():
-            raise UserError(f"--resume_from_checkpoint: there is no folder {resume}.")
-        return resume
-    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-    if checkpoint is None:
-        print(f"No checkpoint in {output_dir} yet: starting from the beginning.")
-    return checkpoint
-
-
 def load_task(data_args: DataTrainingArguments) -> Task:
     """The documents and labels that the flags name, checked."""
     if data_args.dataset_name is None and data_args.train_file is None:
@@ -261,73 +213,17 @@ def load_task(data_args: DataTrainingArguments) -> Task:
     return make_task(DatasetDict(splits), data_args.do_regression)
 
 
-def load_tokenizer(model_args: ModelArguments, task: Task):
-    """The tokenizer that the flags name, or a BPE trained on the training texts alone."""
-    name = model_args.tokenizer_name or model_args.model_name_or_path
-    if name is None:
-        print(f"Training a byte-level BPE tokenizer of {model_args.train_tokenizer_vocab_size} entries ...")
-        return train_tokenizer(task.splits["train"]["text"], model_args.train_tokenizer_vocab_size)
-    return AutoTokenizer.from_pretrained(
-        name,
-        cache_dir=model_args.cache_dir,
-        revision=model_args.model_revision,
-        token=model_args.token,
-        trust_remote_code=model_args.trust_remote_code,
-    )
-
-
 def load_model(model_args: ModelArguments, task: Task, tokenizer):
     """A pretrained model with a head for the task, or a small one from scratch."""
-    settings = {"problem_type": task.problem_type, "num_labels": len(task.label_names or [1])}
     if task.label_names:
-        settings["id2label"] = dict(enumerate(task.label_names))
-        settings["label2id"] = {name: index for index, name in enumerate(task.label_names)}
-        del settings["num_labels"]
-    hub = {
-        "cache_dir": model_args.cache_dir,
-        "revision": model_args.model_revision,
-        "token": model_args.token,
-        "trust_remote_code": model_args.trust_remote_code,
-    }
-    try:
-        overrides = parse_overrides(model_args.config_overrides)
-        name = model_args.config_name or model_args.model_name_or_path
-        if name is not None:
-            config = AutoConfig.from_pretrained(name, **hub, **settings, **overrides)
-        else:
-            settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            small = SMALL_MODEL if model_args.model_type == "sinkhorn" else {}
-            config = AutoConfig.for_model(model_args.model_type, **(small | settings | overrides))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"the model's configuration is refused: {' '.join(str(error).split())}") from None
-    if model_args.model_name_or_path is None:
-        return AutoModelForSequenceClassification.from_config(config, trust_remote_code=model_args.trust_remote_code)
-    return AutoModelForSequenceClassification.from_pretrained(
-        model_args.model_name_or_path,
-        config=config,
-        ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
-        **hub,
-    )
-
-
-def parse_overrides(text: str | None) -> dict:
-    """`a=1,b=hard` to a dict. One layer type stands for all layers; several are joined by `+`."""
-    overrides = {}
-    for item in filter(None, (text or "").split(",")):
-        name, separator, value = item.partition("=")
-        if not separator:
-            raise UserError(f"--config_overrides: '{item}' is not name=value.")
-        try:
-            overrides[name.strip()] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
-        except json.JSONDecodeError:
-            overrides[name.strip()] = value
-    if isinstance(overrides.get("layer_types"), str):
-        types = overrides["layer_types"].split("+")
-        layers = overrides.get("num_hidden_layers", SMALL_MODEL["num_hidden_layers"])
-        overrides["layer_types"] = types * layers if len(types) == 1 else types
-    return overrides
+        labels = {
+            "id2label": dict(enumerate(task.label_names)),
+            "label2id": {name: index for index, name in enumerate(task.label_names)},
+        }
+    else:
+        labels = {"num_labels": 1}
+    config = load_config(model_args, tokenizer, SMALL_MODEL, problem_type=task.problem_type, **labels)
+    return load_weights(model_args, AutoModelForSequenceClassification, config)
 
 
 def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:

@@ -76,6 +76,20 @@ def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
     )
 
 
+def load_address_splits(seed: int = 0) -> DatasetDict:
+    """Train, validation and test addresses, whole: about 85, 5 and 10 percent, drawn by `seed`."""
+    addresses = load_addresses().shuffle(seed=seed)
+    num_test, num_validation = round(0.1 * len(addresses)), round(0.05 * len(addresses))
+    rows = list(range(len(addresses)))
+    return DatasetDict(
+        {
+            "train": addresses.select(rows[num_test + num_validation :]),
+            "validation": addresses.select(rows[num_test : num_test + num_validation]),
+            "test": addresses.select(rows[:num_test]),
+        }
+    )
+
+
 def _held_out_fold(labels: list[int], groups: list[str], rows: range | list[int], seed: int) -> tuple[list, list]:
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed)
     splits = folds.split(list(rows), [labels[row] for row in rows], [groups[row] for row in rows])

@@ -10,7 +10,14 @@ from sklearn.model_selection import train_test_split
 from user_errors import UserError
 
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+}
 VALIDATION_FRACTION = 0.1
 
 
@@ -25,7 +32,7 @@ class Task:
 
 def read_file(path: str, delimiter: str | None = None) -> Dataset:
     """
-    Reads a csv, tsv, json, jsonl or parquet file.
+    Reads a csv, tsv, json, jsonl or parquet file, or a txt file as one document in the column `text`.
 
     Raises:
         UserError: the file is missing, empty, of another kind, or not UTF-8; names the file and the cure.
@@ -49,6 +56,8 @@ def read_file(path: str, delimiter: str | None = None) -> Dataset:
     options = {}
     if kind == "csv":
         options["delimiter"] = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+    elif kind == "text":
+        options["sample_by"] = "document"
     try:
         data = load_dataset(kind, data_files=path, split="train", **options)
     except Exception as error:

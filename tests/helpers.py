@@ -2,14 +2,26 @@
 """What several test files need: small configurations, masks of every kind, and one way to compare tensors."""
 
 import itertools
+import runpy
+import sys
+from pathlib import Path
 
+import pytest
 import torch
 
 from configuration_sinkhorn import SinkhornConfig
 
 
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 SORTING_LAYERS = ("sinkhorn_attention", "sortcut_attention", "mixture_attention")
 ALL_LAYERS = (*SORTING_LAYERS, "local_attention", "full_attention")
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *flags) -> None:
+    """A script in this process, as `python scripts/NAME *flags` would run it."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
+    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 
 
 def layer_cases() -> list[tuple[str, str, bool]]:

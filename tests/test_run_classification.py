@@ -2,17 +2,15 @@
 """`scripts/run_classification.py` as a user calls it: end to end on small files, and with every kind of bad input."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from helpers import run_script
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback, pipeline
 
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 TINY = [
     "--config_overrides",
     "hidden_size=16,intermediate_size=24,num_hidden_layers=1,num_attention_heads=2,block_size=8",
@@ -27,10 +25,7 @@ TINY = [
 
 
 def run(monkeypatch, *flags) -> None:
-    """The script in this process, as `python scripts/run_classification.py *flags` would run it."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setattr(sys, "argv", ["run_classification.py", *map(str, flags)])
-    runpy.run_path(str(SCRIPTS / "run_classification.py"), run_name="__main__")
+    run_script(monkeypatch, "run_classification.py", *flags)
 
 
 def write_table(path: Path, rows: int = 24, labels: tuple = ("pets", "ships"), column: str = "label") -> Path:

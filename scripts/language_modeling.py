@@ -1,0 +1,256 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""What `run_clm.py` and `run_mlm.py` share: flags, training, evaluation, and the same model with other attention."""
+
+import copy
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkpoints import find_checkpoint
+from datasets import DatasetDict
+from lm_data import LanguageModelingDataArguments, load_documents, to_chunks
+from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
+from run_record import provenance, write_json
+from torch import Tensor
+from transformers import (
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from user_errors import UserError
+
+
+@dataclass
+class LanguageModelingTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for a small model from scratch."""
+
+    output_dir: str | None = field(default="runs/language_model", metadata={"help": "Where the model goes."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=2, metadata={"help": "Passes over the training text."})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "Chunks per step and device."})
+    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same in evaluation."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
+    warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
+    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best on validation."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
+    report_to: str = field(default="none", metadata={"help": "Trackers."})
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    compare_with: str | None = field(
+        default=None,
+        metadata={
+            "help": "Layer types, by commas, such as local_attention,full_attention: trains the same model with them "
+            "too, at equal parameters, and prints all beside each other."
+        },
+    )
+    results_file: str | None = field(default=None, metadata={"help": "Write run.json here as well."})
+
+
+@dataclass
+class Objective:
+    """What one kind of language model adds to the common course."""
+
+    auto_class: type
+    small_model: dict[str, Any]  # a model that two CPU cores train in minutes
+    collator: Callable  # tokenizer -> collator for training
+    prepare_evaluation: Callable  # (rows, tokenizer) -> rows that the evaluation collator takes
+    evaluation_collator: Callable  # tokenizer -> collator
+    count: Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> (B, 3): summed loss, predictions, hits per row
+    scores: Callable[[float, float, float], dict[str, float]]  # (mean loss, accuracy, tokens per byte) -> scores
+    sample: Callable[..., dict[str, str]] | None = None  # (model, tokenizer, held-out rows) -> a prompt and its text
+
+
+def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_length: Callable = lambda *args: 1024):
+    """Runs a script. `chunk_length(*extra)` reads the length from the parsed extra arguments."""
+    parser = HfArgumentParser(
+        (ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments)
+    )
+    model_args, data_args, training_args, *extra = parser.parse_args_into_dataclasses()
+    if not any(flag.startswith(("--do_train", "--do_eval", "--do_predict")) for flag in sys.argv):
+        training_args.do_train = training_args.do_eval = True
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    find_checkpoint(training_args, training_args.overwrite_output_dir)  # refuses before anything is written
+    documents = load_documents(data_args)
+    tokenizer = load_tokenizer(model_args, documents["train"]["text"])
+    config = load_config(model_args, tokenizer, objective.small_model)
+    variants = variants_of(config, training_args)
+    chunks, rates = to_chunks(documents, tokenizer, chunk_length(*extra), data_args)
+
+    records = {}
+    for name, variant in variants.items():
+        args = training_args
+        if name != "this model":
+            args = copy.copy(training_args)
+            args.output_dir = str(Path(training_args.output_dir) / "compare" / name)
+            args.push_to_hub = False
+        records[name] = run_one(objective, model_args, args, variant, tokenizer, chunks, rates)
+    if training_args.process_index == 0:
+        report(records, training_args, data_args, chunks, config)
+
+
+def variants_of(
+    config: PreTrainedConfig, training_args: LanguageModelingTrainingArguments
+) -> dict[str, PreTrainedConfig]:
+    """
+    The configuration by name, and the same with other attention. What a SortNet would have in parameters goes to the
+    feed-forward network, so that all are of one size.
+
+    Raises:
+        UserError: an unknown layer type, or comparison with a pretrained model's weights.
+    """
+    variants = {"this model": config}
+    for layer_type in filter(None, (training_args.compare_with or "").split(",")):
+        if config.model_type != "sinkhorn":
+            raise UserError("--compare_with changes the layers of a Sinkhorn model, but the model is another one.")
+        try:
+            variant = copy.deepcopy(config)
+            variant.layer_types = [layer_type] * config.num_hidden_layers
+            variant.validate()
+        except Exception as error:
+            raise UserError(f"--compare_with: {' '.join(str(error).split())}") from None
+        spare = _sort_net_parameters(config) - _sort_net_parameters(variant)
+        variant.intermediate_size += round(spare / (3 * config.hidden_size * config.num_hidden_layers))
+        variants[layer_type] = variant
+    return variants
+
+
+def _sort_net_parameters(config: PreTrainedConfig) -> int:
+    layers = sum(name not in ("local_attention", "full_attention") for name in config.layer_types)
+    if config.sort_net == "bilinear":
+        return layers * 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
+    hidden = config.hidden_size**2 if config.sort_net == "mlp" else 0
+    return layers * (hidden + config.hidden_size * config.num_key_value_heads * config.max_num_blocks)
+
+
+def run_one(
+    objective: Objective,
+    model_args: ModelArguments,
+    args: LanguageModelingTrainingArguments,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    chunks: DatasetDict,
+    rates: dict[str, float],
+) -> dict[str, Any]:
+    """Trains and evaluates one model in `args.output_dir`; its scores, which are kept where they are there already."""
+    kept = Path(args.output_dir) / "scores.json"
+    resumes = args.resume_from_checkpoint is not None and args.resume_from_checkpoint.lower() != "false"
+    if resumes and kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    checkpoint = find_checkpoint(args, args.overwrite_output_dir)
+    set_seed(args.seed)
+    started = time.time()
+    model = load_weights(model_args, objective.auto_class, config)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=chunks["train"],
+        eval_dataset=objective.prepare_evaluation(chunks["validation"], tokenizer),
+        processing_class=tokenizer,
+        data_collator=_ByMode(model, objective.collator(tokenizer), objective.evaluation_collator(tokenizer)),
+        preprocess_logits_for_metrics=lambda logits, labels: objective.count(
+            logits[0] if isinstance(logits, tuple) else logits, labels
+        ),
+        compute_metrics=lambda prediction: _scores(objective, prediction.predictions, rates["validation"]),
+    )
+    if args.do_train:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.save_metrics("train", result.metrics)
+        trainer.save_state()
+    record = {"parameters": model.num_parameters(), "config": model.config.to_dict(), "scores": {}}
+    record["train_seconds"] = round(time.time() - started, 1)
+    parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]
+    for part in parts:
+        rows = objective.prepare_evaluation(chunks[part], tokenizer)
+        output = trainer.predict(rows, metric_key_prefix=part)
+        record["scores"][part] = _scores(objective, output.predictions, rates[part])
+        trainer.save_metrics(part, record["scores"][part])
+    if objective.sample and parts:
+        record["sample"] = objective.sample(model, tokenizer, chunks[parts[-1]])
+    record["log"] = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    if trainer.is_world_process_zero():
+        write_json(kept, record)
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return record
+
+
+class _ByMode:
+    """One collator for training and one for evaluation, chosen by the rows: those for evaluation have labels already."""
+
+    def __init__(self, model: Any, train: Callable, evaluate: Callable):
+        self.train, self.evaluate = train, evaluate
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        return (self.evaluate if "labels" in rows[0] else self.train)(rows)
+
+
+def _scores(objective: Objective, counts, tokens_per_byte: float) -> dict[str, float]:
+    loss, predictions, hits = counts.sum(0)
+    return objective.scores(float(loss / predictions), float(hits / predictions), tokens_per_byte)
+
+
+def count_tokens(logits: Tensor, labels: Tensor) -> Tensor:
+    """`(B, 3)`: the summed loss, the number of predictions and the number of hits of each row; -100 is none."""
+    losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
+    hits = (logits.argmax(-1) == labels) & (labels != -100)
+    return torch.stack((losses.sum(1), (labels != -100).sum(1), hits.sum(1)), dim=1)
+
+
+def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
+    """From the mean loss of a token, in nats."""
+    return loss * tokens_per_byte / math.log(2)
+
+
+def report(
+    records: dict[str, dict], training_args: LanguageModelingTrainingArguments, data_args, chunks: DatasetDict, config
+) -> None:
+    """Writes `run.json`, and prints all models beside each other on the test text (else on validation)."""
+    part = "test" if "test" in chunks else "validation"
+    run = {
+        **provenance(),
+        "command": [f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "data": {"split_seed": data_args.split_seed} | {name: len(rows) for name, rows in chunks.items()},
+        "part": part,
+        "seed": training_args.seed,
+        "models": records,
+    }
+    for path in filter(None, (Path(training_args.output_dir) / "run.json", training_args.results_file)):
+        write_json(Path(path), run)
+    rows = {name: record["scores"].get(part, {}) for name, record in records.items()}
+    columns = list(next(iter(rows.values())))
+    if columns:
+        names = {"this model": "+".join(dict.fromkeys(getattr(config, "layer_types", ["this model"])))}
+        width = max(len(names.get(name, name)) for name in rows)
+        print(f"\nOn the {part} text:")
+        print(f"| {'':{width}} | parameters | " + " | ".join(f"{name:>13}" for name in columns) + " | seconds |")
+        print(f"|-{'-' * width}-|-----------:|" + "".join(f"-{'-' * 13}:|" for _ in columns) + "--------:|")
+        for name, scores in rows.items():
+            cells = " | ".join(f"{scores[column]:13.4f}" for column in columns)
+            record = records[name]
+            print(
+                f"| {names.get(name, name):{width}} | {record['parameters']:10d} | {cells} | "
+                f"{record['train_seconds']:7.0f} |"
+            )
+    if "sample" in records["this model"]:
+        print("\nContinuing a held-out text (the model's words after the bar):\n")
+        print("{prompt} | {text}".format(**records["this model"]["sample"]))
+    print(f"\nThe model is in {training_args.output_dir}; all figures are in {training_args.output_dir}/run.json")

@@ -1,0 +1,107 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Trains or fine-tunes a causal language model with the Trainer, under the flags of Transformers' own `run_clm.py`. Without
+flags but the output folder: the shipped State of the Union addresses and a small Sinkhorn model from scratch.
+
+    python scripts/run_clm.py --output_dir runs/clm
+    python scripts/run_clm.py --output_dir runs/compare --compare_with local_attention,full_attention \\
+        --results_file results/sotu_clm.json
+    python scripts/run_clm.py --output_dir runs/tiny --max_steps 20 --max_eval_samples 8 --block_size 256 \\
+        --config_overrides hidden_size=64,num_hidden_layers=1
+    python scripts/run_clm.py --output_dir runs/mine --train_file book.txt --validation_file other.txt --keep_documents
+    accelerate launch scripts/run_clm.py --output_dir runs/clm --resume_from_checkpoint last
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from datasets import Dataset
+from language_modeling import Objective, bits_per_byte, count_tokens, main
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+
+@dataclass
+class ChunkArguments:
+    block_size: int = field(
+        default=1024,
+        metadata={"help": "Tokens per chunk. The model's own blocks are --config_overrides block_size=..."},
+    )
+
+
+SMALL_MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "block_size": 64,
+    "is_decoder": True,
+}
+
+
+def add_labels(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Every token is to be predicted but the first of its row."""
+    return rows.map(lambda row: {"labels": row["input_ids"]}, desc="Labels")
+
+
+class PadWithLabels:
+    """Pads `input_ids` and `labels` of evaluation rows on the right."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
+        length = max(len(row["input_ids"]) for row in rows)
+        fillers = {"input_ids": self.pad_token_id, "labels": -100, "attention_mask": 0}
+        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        return {
+            name: torch.tensor([list(row[name]) + [filler] * (length - len(row[name])) for row in rows])
+            for name, filler in fillers.items()
+        }
+
+
+def count(logits: Tensor, labels: Tensor) -> Tensor:
+    return count_tokens(logits[:, :-1], labels[:, 1:])
+
+
+def scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[str, float]:
+    return {"perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens_per_byte), "accuracy": accuracy}
+
+
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, str]:
+    """What the model writes after the first 48 tokens of a held-out text."""
+    prompt = torch.tensor([rows[0]["input_ids"][:48]], device=model.device)
+    set_seed(0)
+    tokens = model.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=160,
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    written = tokenizer.decode(tokens[0, prompt.shape[1] :], skip_special_tokens=True)
+    return {"prompt": tokenizer.decode(prompt[0]), "text": written}
+
+
+OBJECTIVE = Objective(
+    auto_class=AutoModelForCausalLM,
+    small_model=SMALL_MODEL,
+    collator=lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    prepare_evaluation=add_labels,
+    evaluation_collator=PadWithLabels,
+    count=count,
+    scores=scores,
+    sample=sample,
+)
+
+if __name__ == "__main__":
+    main(OBJECTIVE, (ChunkArguments,), lambda arguments: arguments.block_size)

@@ -1,0 +1,84 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Continues a prompt with a causal language model, and prints the text while it is written.
+
+    python scripts/run_generation.py --model_name_or_path runs/clm --prompt "Fellow citizens of the Senate"
+    python scripts/run_generation.py --model_name_or_path runs/clm --prompt_file long.txt --max_new_tokens 500
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TextStreamer, set_seed
+from user_errors import UserError
+
+import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+
+
+@dataclass
+class GenerationArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub model."})
+    prompt: str | None = field(default=None, metadata={"help": "Text to continue."})
+    prompt_file: str | None = field(default=None, metadata={"help": "UTF-8 file with the text; - for standard input."})
+    max_new_tokens: int = field(default=200, metadata={"help": "Tokens to write at most."})
+    do_sample: bool = field(default=True, metadata={"help": "Draw tokens; else the likeliest."})
+    temperature: float = field(default=0.8, metadata={"help": "Of the drawing; lower is safer."})
+    top_k: int = field(default=50, metadata={"help": "Draw from this many likeliest tokens."})
+    top_p: float = field(default=0.95, metadata={"help": "Draw from the likeliest tokens of this probability."})
+    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1: avoid what stands there already."})
+    prefill_chunk_size: int | None = field(
+        default=4096, metadata={"help": "Tokens of the prompt read at once, to bound memory."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of the drawing."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompt_file is None):
+            raise UserError("give a --prompt or a --prompt_file.")
+
+
+def read_prompt(args: GenerationArguments) -> str:
+    if args.prompt is not None:
+        text = args.prompt
+    elif args.prompt_file == "-":
+        text = sys.stdin.read()
+    else:
+        try:
+            text = Path(args.prompt_file).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"there is no file {args.prompt_file}.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{args.prompt_file} is not UTF-8 text (byte {error.start}).") from None
+    if not text.strip():
+        raise UserError("the prompt is empty.")
+    return text
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(GenerationArguments).parse_args_into_dataclasses()
+    text = read_prompt(args)
+    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
+    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
+    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    set_seed(args.seed)
+    batch = tokenizer(text, return_tensors="pt", verbose=False).to(model.device)
+    options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.do_sample}
+    if args.do_sample:
+        options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    model.generate(
+        batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        streamer=TextStreamer(tokenizer, skip_special_tokens=True),
+        repetition_penalty=args.repetition_penalty,
+        prefill_chunk_size=args.prefill_chunk_size,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    main()
