@@ -392,32 +392,25 @@ class SinkhornAttention(nn.Module):
         Returns:
             The rows of the sort matrix `(B, G, M, N)`, and `M` sorted blocks.
         """
-        cached, first = context.cached, cache.open_row
-        if first is not None:
-            first = nn.functional.pad(first, (0, cached.num_blocks - first.shape[-1])).unsqueeze(2)
+        cached, kept_row = context.cached, cache.open_row
+        if kept_row is not None:
+            kept_row = nn.functional.pad(kept_row, (0, cached.num_blocks - kept_row.shape[-1])).unsqueeze(2)
         if sort_matrix is None:
             blocks = SortedBlocks(*cache.open_block, source=None)
             if reads_maps:
-                blocks = blocks._replace(source=self._sort_rows(first, context, cache).source)
-            return first, blocks
-        if first is not None:
-            was_open = ~cached.opened[:, None, :1, None]
-            rows = torch.where(was_open, first, sort_matrix[:, :, :1])
-            sort_matrix = torch.cat((rows, sort_matrix[:, :, 1:]), dim=2)
+                blocks = blocks._replace(source=self._sort_rows(kept_row, context, cache).source)
+            return kept_row, blocks
+        was_open = ~cached.opened[:, 0]
+        if kept_row is not None:
+            sort_matrix = _replace_first(sort_matrix, kept_row, was_open, dim=2)
         blocks = self._sort_rows(sort_matrix, context, cache)
-        mask = blocks.mask.expand(len(was_opened := cached.opened), -1, -1, -1)
-        if first is not None:
+        if kept_row is not None:
             # To sort again would give the same, but for positions that only the pass knew that opened the block.
-            parts = []
-            for kept, new in zip(cache.open_block, (blocks.key, blocks.value, mask)):
-                opened = was_opened[:, :1].view(-1, *[1] * (new.dim() - 1))
-                parts.append(torch.cat((torch.where(opened, new[:, :1], kept), new[:, 1:]), dim=1))
-            blocks = SortedBlocks(*parts, source=blocks.source)
-        else:
-            blocks = blocks._replace(mask=mask)
-        number = torch.arange(len(mask), device=mask.device)
-        kept = OpenBlock(*(x[number, cached.last_block].unsqueeze(1) for x in blocks[:3]))
-        cache.keep_open_block(kept, sort_matrix[number, :, cached.last_block])
+            parts = zip(blocks[:3], cache.open_block)
+            blocks = SortedBlocks(*(_replace_first(new, kept, was_open, dim=1) for new, kept in parts), blocks.source)
+        row = torch.arange(len(was_open), device=was_open.device)
+        last = (part[row, cached.last_block].unsqueeze(1) for part in blocks[:3])
+        cache.keep_open_block(OpenBlock(*last), sort_matrix[row, :, cached.last_block])
         return sort_matrix, blocks
 
     def _sort_rows(self, sort_matrix: Tensor, context: BlockContext, cache: SinkhornDynamicLayer) -> SortedBlocks:
@@ -600,6 +593,12 @@ class SinkhornAttention(nn.Module):
         source = self._source_per_query_head(sorted_blocks)
         weights = weights.unflatten(-1, (source.shape[3], source.shape[5]))
         return torch.einsum("bhiqst,bhisjt->bhiqjt", weights, source.to(weights.dtype))
+
+
+def _replace_first(new: Tensor, kept: Tensor, chosen: Tensor, dim: int) -> Tensor:
+    """`new` with its first entry along `dim` replaced by `kept` in the rows of the batch that are `chosen` `(B,)`."""
+    first = torch.where(chosen.view(-1, *[1] * (new.dim() - 1)), kept, new.narrow(dim, 0, 1))
+    return torch.cat((first, new.narrow(dim, 1, new.shape[dim] - 1)), dim)
 
 
 def _hard_mask(choice: HardSort, filled: Tensor | None, block_size: int) -> Tensor:

@@ -6,9 +6,9 @@ What README.md and the model cards say is true.
   needs more than that (a trained model, a network).
 - A line may say where its numbers come from, in a comment that does not show:
 
-      | by address | .874 | .861 | <!-- from results/sotu.json: test.accuracy, test.macro_f1 -->
+      | by address | .874 | .861 | <!-- from results/sotu.json: test.accuracy; test.macro_f1 -->
 
-  Each path names a number in that file, keys and list indices joined by dots. It must stand on the line, rounded as
+  Each path names a number in that file, keys and list indices joined by dots; paths are parted by semicolons. It must stand on the line, rounded as
   printed there; `87.4 %` and `12,345` are understood. A line may hold several such comments.
 - Every `make` target that is named exists, and so does every file that is linked.
 """
@@ -61,7 +61,7 @@ def sources(text: str) -> list[tuple[int, str, str, str]]:
     for number, line in enumerate(text.splitlines(), 1):
         visible = re.sub(r"<!--.*?-->", "", line)
         for file, paths in SOURCE.findall(line):
-            found += [(number, visible, file, path.strip()) for path in paths.split(",")]
+            found += [(number, visible, file, path.strip()) for path in paths.split(";")]
     return found
 
 
@@ -131,7 +131,7 @@ def test_printed_numbers(value, text, expected):
 
 def test_wrong_numbers_are_found(tmp_path):
     (tmp_path / "a.json").write_text('{"test": {"accuracy": [0.874, 0.861]}}', encoding="utf-8")
-    line = "| .874 | .861 | <!-- from a.json: test.accuracy.0, test.accuracy.1 -->"
+    line = "| .874 | .861 | <!-- from a.json: test.accuracy.0; test.accuracy.1 -->"
     assert wrong_numbers(line, tmp_path) == []
     assert len(wrong_numbers(line.replace(".874", ".878"), tmp_path)) == 1
     with pytest.raises(KeyError):
