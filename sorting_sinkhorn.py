@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class BlockGrid(NamedTuple):
@@ -264,10 +265,17 @@ def causal_sinkhorn_balance(
     Returns:
         `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
     """
+    arguments = (logits, allowed.expand_as(logits), iterations, columns)
+    if torch.is_grad_enabled() and logits.requires_grad:
+        # Computed again for the backward pass: otherwise each iteration would keep matrices of `n * N`.
+        return checkpoint(_causal_balance, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return _causal_balance(*arguments)
+
+
+def _causal_balance(logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None) -> tuple[Tensor, Tensor]:
     # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
     floor = causal_floor(logits.dtype)
-    allowed = allowed.expand_as(logits)
     logits = logits.masked_fill(~allowed, floor)
     after = []
     for iteration in range(iterations):

@@ -4,7 +4,7 @@ Time per token and memory of the cache while decoding, against the length of the
 hard, beside the same network with full attention and the library's `DynamicCache`, in one process, rounds interleaved.
 
     python scripts/benchmark_decoding.py --results results/decoding.json
-    python scripts/benchmark_decoding.py --results /tmp/quick.json --contexts 512 2048 --rounds 2
+    python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
 
 A round decodes one block of tokens, so that one sorting pass is in every figure. Weights and tokens are random: the cost
 does not depend on them. No figure is given where decoding does not equal the full forward.

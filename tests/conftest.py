@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What every test starts from: no network, an empty Hugging Face home, two threads, a fixed seed."""
+"""What every test starts from: no network, an empty Hugging Face home, one thread, a fixed seed."""
 
 import atexit
 import os
@@ -32,7 +32,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # 
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 
-torch.set_num_threads(2)  # the models are tiny: a second thread costs more than it gives
+torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from configuration_sinkhorn import SinkhornConfig
+from modeling_sinkhorn import SinkhornForCausalLM
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +78,22 @@ def wrong_numbers(text: str, root: Path) -> list[str]:
     return wrong
 
 
-def test_python_blocks_run(tmp_path, monkeypatch):
+@pytest.fixture
+def trained_models(tmp_path, tiny_tokenizer) -> None:
+    """Small untrained models where README.md supposes those that the scripts trained."""
+    torch.manual_seed(0)
+    config = SinkhornConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    SinkhornForCausalLM(config).save_pretrained(tmp_path / "runs" / "clm")
+    tiny_tokenizer.save_pretrained(tmp_path / "runs" / "clm")
+
+
+def test_python_blocks_run(tmp_path, monkeypatch, trained_models):
     text = read(README)
     blocks = list(re.finditer(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
     assert blocks, "README.md has no ```python block"

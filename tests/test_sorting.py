@@ -8,6 +8,7 @@ from helpers import assert_close, padding_masks
 from sorting_sinkhorn import (
     allowed_pairs,
     block_grid,
+    causal_floor,
     causal_sinkhorn_balance,
     from_blocks,
     gumbel_noise,
@@ -108,6 +109,26 @@ def test_a_planted_leak_is_seen():
     assert gradient[0, 0, 4:].abs().sum() > 0
 
 
+def test_causal_balancing_goes_on_from_earlier_rows():
+    """In any parts, with rows that take no part, and with more columns from part to part."""
+    logits = torch.randn(2, 2, 9, 9, dtype=torch.double)
+    allowed = allowed_pairs(block_grid(36, 4), True, logits.device)
+    whole, whole_sums = causal_sinkhorn_balance(logits, allowed, 5)
+    for parts in ([9], [1] * 9, [3, 1, 5], [4, 4, 1]):
+        columns, start, rows = None, 0, []
+        for size in parts:
+            end = start + size
+            if columns is not None:
+                missing = end - columns.shape[-1]
+                columns = torch.nn.functional.pad(columns, (0, missing), value=causal_floor(logits.dtype))
+            part = slice(start, end)
+            matrix, columns = causal_sinkhorn_balance(logits[..., part, :end], allowed[..., part, :end], 5, columns)
+            rows.append(torch.nn.functional.pad(matrix, (0, 9 - end)))
+            start = end
+        assert_close(torch.cat(rows, dim=2), whole, 1e-12)
+        assert_close(columns.exp(), whole_sums.exp(), 1e-12)
+
+
 @pytest.mark.parametrize("iterations", [0, 1, 6])
 @pytest.mark.parametrize("masked", [False, True])
 def test_backward_of_balancing_is_exact(iterations, masked):
@@ -117,13 +138,16 @@ def test_backward_of_balancing_is_exact(iterations, masked):
     assert torch.autograd.gradcheck(lambda x: sinkhorn_balance(x, allowed, iterations), logits)
 
 
-def test_backward_keeps_no_iterates():
-    """Memory: one `N * N` matrix is kept for the backward pass, however many iterations."""
+@pytest.mark.parametrize("causal", [False, True])
+def test_backward_keeps_no_iterates(causal):
+    """Memory: at most one `N * N` matrix of numbers is kept for the backward pass, however many iterations."""
     kept = []
     logits = torch.randn(1, 1, 32, 32, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
-        sinkhorn_balance(logits, None, 20)
-    assert sum(size >= 32 * 32 for size in kept) == 1
+    allowed = allowed_pairs(block_grid(128, 4), causal, logits.device)
+    balance = causal_sinkhorn_balance if causal else sinkhorn_balance
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        balance(logits, allowed, 20)
+    assert sum(tensor.numel() >= 32 * 32 and tensor.is_floating_point() for tensor in kept) <= 1
 
 
 def test_extreme_logits_stay_finite():
