@@ -392,9 +392,7 @@ class SinkhornAttention(nn.Module):
         Returns:
             The rows of the sort matrix `(B, G, M, N)`, and `M` sorted blocks.
         """
-        cached, kept_row = context.cached, cache.open_row
-        if kept_row is not None:
-            kept_row = nn.functional.pad(kept_row, (0, cached.num_blocks - kept_row.shape[-1])).unsqueeze(2)
+        cached, kept_row = context.cached, cache.open_row_of(context.cached.num_blocks)
         if sort_matrix is None:
             blocks = SortedBlocks(*cache.open_block, source=None)
             if reads_maps:
@@ -415,8 +413,9 @@ class SinkhornAttention(nn.Module):
 
     def _sort_rows(self, sort_matrix: Tensor, context: BlockContext, cache: SinkhornDynamicLayer) -> SortedBlocks:
         """Sorts the cache's blocks by `(B, G, M, N)` rows for the blocks that new tokens touch."""
-        key, value = cache.key_value_blocks(context.cached.num_blocks)
+        key, value = cache.key_value_blocks()
         if self.mixes_keys:
+            key, value = (x[:, :, : sort_matrix.shape[-1]] for x in (key, value))
             tables = context.sorted_cos, context.sorted_sin
             return self._soft_sort(sort_matrix, key, value, None, context.sorted_mask, *tables)
         return self._hard_sort(sort_matrix, context.candidates, key, value, None)
@@ -429,8 +428,9 @@ class SinkhornAttention(nn.Module):
         matrix = self.sort_net.rebuild((cached.past_counts + b - 1) // b, num_blocks, cache)
         number = torch.arange(len(block), device=block.device)
         row = matrix[number, :, block].unsqueeze(2)
-        key, value = cache.key_value_blocks(num_blocks)
+        key, value = cache.key_value_blocks()
         if self.mixes_keys:
+            key, value = key[:, :, :num_blocks], value[:, :, :num_blocks]
             start = cache.positions.gather(1, block.unsqueeze(-1) * b)
             slot = torch.arange(b, device=block.device)
             cos, sin = context.rotary(start + slot - self.config.num_local_blocks * b)
@@ -450,7 +450,7 @@ class SinkhornAttention(nn.Module):
 
     def _local_blocks_from_cache(self, context: BlockContext, cache: SinkhornDynamicLayer) -> tuple[Tensor, Tensor]:
         """The same for the blocks that new tokens touch, `(B, M, G, K, D)`."""
-        key, value = cache.key_value_blocks(context.cached.num_blocks)
+        key, value = cache.key_value_blocks()
         index = context.local_index.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
         key, value = (gather_blocks(index, x).flatten(3, 4).transpose(1, 2) for x in (key, value))
         if self.mixes_keys:
@@ -464,7 +464,7 @@ class SinkhornAttention(nn.Module):
     def _all_from_cache(self, context: BlockContext, cache: SinkhornDynamicLayer) -> tuple[Tensor, Tensor]:
         """All keys, rotated, and values, `(B, N, b, G, D)`."""
         num_blocks, b = context.cached.num_blocks, self.config.block_size
-        key, value = (x.permute(0, 2, 3, 1, 4) for x in cache.key_value_blocks(num_blocks))
+        key, value = (x[:, :, :num_blocks].permute(0, 2, 3, 1, 4) for x in cache.key_value_blocks())
         if self.mixes_keys:
             cos, sin = context.rotary(cache.positions[:, : num_blocks * b])
             cos, sin = (x.unflatten(1, (num_blocks, b)).unsqueeze(-2) for x in (cos, sin))
@@ -567,8 +567,8 @@ class SinkhornAttention(nn.Module):
         output, weights = attention_interface(
             self,
             query.transpose(1, 2),
-            key,
-            value,
+            key.to(query.dtype),  # a cache may have been filled under autocast
+            value.to(query.dtype),
             mask,
             dropout=self.config.attention_dropout if self.training else 0.0,
             scaling=self.scaling,

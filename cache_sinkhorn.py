@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicLayer, StaticLayer
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 
 try:  # a folder on the Hub, or any package
@@ -42,6 +42,17 @@ OTHER_STATES = (
     "sorted_mask",
 )
 STATES = tuple(name for name, _ in (*TOKEN_STATES, *BLOCK_STATES)) + OTHER_STATES
+
+
+def _may_be_changed(state: Tensor) -> bool:
+    """Whether no graph can need the state as it is, and torch lets it be changed in place."""
+    kept_by_inference = state.is_inference() and not torch.is_inference_mode_enabled()
+    return not (torch.is_grad_enabled() or state.requires_grad or kept_by_inference)
+
+
+def _fit(state: Tensor, size: int, filler: float) -> Tensor:
+    """`state` with its last dimension cut, or filled up, to `size`."""
+    return nn.functional.pad(state, (0, size - state.shape[-1]), value=filler)
 
 
 class OpenBlock(NamedTuple):
@@ -88,7 +99,7 @@ class _BlockStates:
             self.dtype, self.device = like.dtype, like.device
             self.block_size = block_size
             self.capacity = self._capacity(context.num_blocks)
-            self.counts = torch.zeros_like(context.counts)
+            self.counts, self.first_kept = torch.zeros_like(context.counts), torch.zeros_like(context.counts)
             self.cumulative_length = self._cumulative_length_on(like.device)
             self.is_initialized = True
         if context.num_blocks > self.capacity:
@@ -130,14 +141,16 @@ class _BlockStates:
             self._write("positions", state, 1, context.slots, context.positions)
         self.keep("counts", context.counts)
         self.cumulative_length += context.num_tokens
+        last = context.first_block + context.last_block
+        self.keep("first_kept", torch.maximum(self.first_kept, last - self._num_recent_blocks(context.num_tokens) + 1))
 
     def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
-        """Puts `values` at `index` along `dim`; in place, but where gradients are to flow through the cache."""
-        index = index.expand_as(values)
-        if torch.is_grad_enabled() and (state.requires_grad or values.requires_grad):
-            setattr(self, name, state.scatter(dim, index, values))
-        else:
+        """Puts `values` at `index` along `dim`, in place where nobody else can hold the state for a backward pass."""
+        index, values = index.expand_as(values), values.to(state.dtype)
+        if _may_be_changed(state):
             state.scatter_(dim, index, values)
+        else:
+            setattr(self, name, state.scatter(dim, index, values))
 
     def append_inputs(self, blocks: Tensor, context: CacheContext) -> Tensor | None:
         """
@@ -147,11 +160,10 @@ class _BlockStates:
             `(B, M, b, E)`: the blocks that new tokens touch, with the tokens that the first one held already; `None`
             where no block opens or is filled up, so that nobody will ask.
         """
-        b, num_blocks = self.block_size, self._num_recent_blocks(context.num_tokens)
+        b, num_blocks = self.block_size, self._num_recent_blocks()
         ring, width = num_blocks * b, blocks.shape[-1]
         if self.recent_inputs is None:
             self.recent_inputs = blocks.new_zeros(len(blocks), ring + 1, width)
-            self.first_kept = torch.zeros_like(context.counts)
         elif self.recent_inputs.shape[1] != ring + 1:
             self._resize_recent(num_blocks, context)
         held = None
@@ -164,8 +176,6 @@ class _BlockStates:
         stays = context.filled.flatten(1) & (context.slots // b > (last - num_blocks).unsqueeze(-1))
         index = torch.where(stays, context.slots % ring, ring).unsqueeze(-1)
         self._write("recent_inputs", self.recent_inputs, 1, index, blocks.flatten(1, 2))
-        self.keep("first_kept", torch.maximum(self.first_kept, last - num_blocks + 1))
-
         if held is None:
             return None
         held = held.masked_fill((slot >= context.offset.unsqueeze(-1)).unsqueeze(-1), 0)
@@ -173,8 +183,8 @@ class _BlockStates:
             blocks = blocks * (slot == context.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
 
-    def _num_recent_blocks(self, num_tokens: int) -> int:
-        """Size of the ring of recent inputs. While recording, nothing since the last `crop` is dropped."""
+    def _num_recent_blocks(self, num_tokens: int = 0) -> int:
+        """Size of the ring of recent inputs, with new tokens. While recording, nothing since the last `crop` is dropped."""
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 
@@ -189,7 +199,6 @@ class _BlockStates:
         slots = nn.functional.pad(slots, (0, 1), value=old_ring)
         slots = slots.unsqueeze(-1).expand(-1, -1, self.recent_inputs.shape[-1])
         self.recent_inputs = self.recent_inputs.gather(1, slots)
-        self.first_kept = torch.maximum(self.first_kept, last - num_blocks + 1)
 
     def put_blocks(self, name: str, features: Tensor, context: CacheContext, written: Tensor | None = None) -> Tensor:
         """
@@ -212,11 +221,9 @@ class _BlockStates:
 
     # Reading --------------------------------------------------------------------------------------------------------
 
-    def key_value_blocks(self, num_blocks: int) -> tuple[Tensor, Tensor]:
-        """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache."""
-        slots = num_blocks * self.block_size
-        shape = (num_blocks, self.block_size)
-        return self.keys[:, :, :slots].unflatten(2, shape), self.values[:, :, :slots].unflatten(2, shape)
+    def key_value_blocks(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache in its full capacity."""
+        return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in (self.keys, self.values))
 
     def total_before(self, context: CacheContext) -> Tensor | None:
         """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
@@ -230,8 +237,11 @@ class _BlockStates:
         """`(B, G, T, num_blocks)`: what causal balancing goes on from."""
         if self.columns is None:
             return None
-        missing = num_blocks - self.columns.shape[-1]
-        return nn.functional.pad(self.columns, (0, missing), value=causal_floor(self.columns.dtype))
+        return _fit(self.columns, num_blocks, causal_floor(self.columns.dtype))
+
+    def open_row_of(self, num_blocks: int) -> Tensor | None:
+        """`(B, G, 1, num_blocks)`: the row of the sort matrix of the block being written; `None` in an empty cache."""
+        return None if self.open_row is None else _fit(self.open_row, num_blocks, 0.0).unsqueeze(2)
 
     @property
     def open_block(self) -> OpenBlock:
@@ -262,13 +272,14 @@ class _BlockStates:
             raise ValueError(
                 f"`crop` takes 0 or a negative number, got {tokens_to_remove}: -n removes the last n tokens."
             )
+        if tokens_to_remove < 0 and self.is_initialized:
+            removed = self.cropped_tokens - tokens_to_remove
+            # Where padding may be among what is removed, more is left; that shows with the next mask, in `go_back`.
+            left = torch.where(self.counts == self.get_seq_length() + self.cropped_tokens, self.counts - removed, 0)
+            self._check_inputs_are_kept(left.clamp(min=0))
+            self.cropped_tokens = removed
+            self._uncount(-tokens_to_remove)
         self.recorded_tokens = 0
-        if tokens_to_remove == 0 or not self.is_initialized:
-            return
-        removed = self.cropped_tokens - tokens_to_remove
-        self._check_inputs_are_kept((self.counts - removed).clamp(min=0))  # padding among them would leave more
-        self.cropped_tokens = removed
-        self._uncount(-tokens_to_remove)
 
     def go_back(self, context: CacheContext) -> bool:
         """
@@ -281,19 +292,15 @@ class _BlockStates:
         if self.cropped_tokens == 0:
             return False
         self.cropped_tokens = 0
-        if self.first_kept is None:  # a layer that does not sort
-            return False
         self._check_inputs_are_kept(context.past_counts)
         num_blocks, num_left = (
             (counts + self.block_size - 1) // self.block_size for counts in (self.counts, context.past_counts)
         )
         self.keep("first_kept", torch.minimum(self.first_kept, num_left))
-        return bool((num_left < num_blocks).any())
+        return self.open_row is not None and bool((num_left < num_blocks).any())
 
     def _check_inputs_are_kept(self, counts: Tensor) -> None:
         """Raises where rows of `counts` tokens would go on in a block whose inputs are gone."""
-        if self.first_kept is None:
-            return
         gone = (counts % self.block_size != 0) & (counts // self.block_size < self.first_kept)
         if bool(gone.any()):
             raise RuntimeError(
@@ -386,10 +393,10 @@ class SinkhornStaticLayer(_BlockStates, StaticLayer):
         if state is None:
             value = value.clone(memory_format=torch.contiguous_format)
             setattr(self, name, value)
-        elif torch.is_grad_enabled() and (state.requires_grad or value.requires_grad):
-            setattr(self, name, value)
-        else:
+        elif _may_be_changed(state):
             state.copy_(value)
+        else:
+            setattr(self, name, value)
 
     def _cumulative_length_on(self, device: torch.device) -> Tensor:
         self.batch_size = len(self.counts)
@@ -417,3 +424,39 @@ class LocalDynamicLayer(SinkhornDynamicLayer):
 
 class LocalStaticLayer(SinkhornStaticLayer):
     _layer_type = "local_attention"
+
+
+def check_cache(cache: Cache, layer_types: list[str], attention_mask: Tensor | None, inputs_embeds: Tensor) -> None:
+    """
+    Raises `ValueError` where a cache cannot go with a model of these layers, or with these inputs, `(B, L, E)` and the
+    mask of all tokens or `None` where there is no padding.
+    """
+    kinds = [hasattr(layer, "make_room") for layer in cache.layers]
+    if kinds != [layer_type != "full_attention" for layer_type in layer_types] or getattr(cache, "offloading", False):
+        raise ValueError(
+            f"The model has layers of its own kinds of cache, and {cache!r} is not made for them: make it with "
+            "`DynamicCache(config=model.config)` or `StaticCache(config=model.config, max_cache_len=...)`, without "
+            "offloading."
+        )
+    if cache.is_compileable:  # its lengths stand on the device, and its layers are all cropped or none
+        return
+    lengths = [layer.get_seq_length() for layer in cache.layers]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The layers of the cache hold {lengths} tokens: a `crop` was refused on the way; `reset()` it."
+        )
+    layer = next((layer for layer, ours in zip(cache.layers, kinds) if ours and layer.is_initialized), None)
+    if layer is None or lengths[0] == 0:
+        return
+    if len(layer.counts) != len(inputs_embeds):
+        raise ValueError(
+            f"The cache holds {len(layer.counts)} rows, but {len(inputs_embeds)} are given: bring it to as many by "
+            "`batch_select_indices` or `batch_repeat_interleave`, or start a new one."
+        )
+    if attention_mask is not None and layer.cropped_tokens == 0:
+        counts = (attention_mask[:, : lengths[0]] != 0).sum(-1)
+        if bool((counts != layer.counts).any()):
+            raise ValueError(
+                f"`attention_mask` has {counts.tolist()} real tokens in the rows of the cache, which was filled with "
+                f"{layer.counts.tolist()}: give past tokens the mask that they were read with."
+            )

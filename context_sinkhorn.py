@@ -205,11 +205,18 @@ def cached_block_context(
     if num_tokens == 1:  # a block of one slot, so that a step does the work of one token
         grid = BlockGrid(1, 1, 1, is_real.new_zeros(is_real.shape, dtype=torch.long), None, is_real, is_real[:, None])
         grid = grid._replace(slot_of_token=grid.token_of_slot)
+        filled = grid.filled
         opened = is_real & (offset == 0).unsqueeze(-1)
         slot_in_block = offset.view(-1, 1, 1)
     else:
-        grid = continued_grid(is_real, offset, b)
-        opened = nonempty_blocks(grid)
+        if attention_mask is None and look and past_length == 0:  # plain views of the sequence
+            grid = block_grid(num_tokens, b, None, device)
+            filled = torch.arange(grid.num_blocks * b, device=device) < num_tokens
+            filled = filled.view(1, grid.num_blocks, b).expand(batch, -1, -1)
+        else:
+            grid = continued_grid(is_real, offset, b)
+            filled = grid.filled
+        opened = filled[..., 0]
         slot_in_block = torch.arange(b, device=device).view(1, 1, b)
     touched = first_block.unsqueeze(-1) + torch.arange(grid.num_blocks, device=device)  # (B, M)
     slots = touched.unsqueeze(-1) * b + slot_in_block  # (B, M, Q)
@@ -247,8 +254,8 @@ def cached_block_context(
             past_counts=past_counts,
             counts=counts,
             num_blocks=num_blocks,
-            slots=torch.where(grid.filled, slots, num_blocks * b - 1).flatten(1),
-            filled=grid.filled,
+            slots=torch.where(filled, slots, num_blocks * b - 1).flatten(1),
+            filled=filled,
             positions=positions.flatten(1),
             first_block=first_block,
             offset=offset,

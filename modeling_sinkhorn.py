@@ -46,10 +46,12 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention
+    from .cache_sinkhorn import check_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .context_sinkhorn import Context, make_context
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
+    from cache_sinkhorn import check_cache
     from configuration_sinkhorn import SinkhornConfig
     from context_sinkhorn import Context, make_context
 
@@ -109,11 +111,21 @@ class SinkhornRotaryEmbedding(nn.Module):
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, L)` positions to cosines and sines, `(B, L, D)` in the dtype of `x`."""
-        with maybe_autocast(device_type=x.device.type, enabled=False):
-            angles = position_ids.unsqueeze(-1).float() * self.inv_freq.to(x.device, torch.float)
+        return self.tables(position_ids, x.dtype)
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def settle(self, x: Tensor, position_ids: Tensor) -> None:
+        """Chooses the frequencies, where they depend on the largest position, for all `tables` of a pass."""
+
+    @torch.no_grad()
+    def tables(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the frequencies as they are."""
+        with maybe_autocast(device_type=position_ids.device.type, enabled=False):
+            angles = position_ids.unsqueeze(-1).float() * self.inv_freq.to(position_ids.device, torch.float)
             angles = torch.cat((angles, angles), dim=-1)
             cos, sin = angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
-        return cos.to(x.dtype), sin.to(x.dtype)
+        return cos.to(dtype), sin.to(dtype)
 
 
 class SinkhornMLP(nn.Module):
@@ -260,6 +272,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
+        if 0 in inputs_embeds.shape:
+            raise ValueError(f"The input has shape {tuple(inputs_embeds.shape[:2])}: give at least one row and token.")
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
             logger.warning_once(
                 "`output_attentions=True` needs the eager implementation: call "
@@ -269,12 +283,21 @@ class SinkhornModel(SinkhornPreTrainedModel):
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):
             past_length = int(past_length)
+        attention_mask = _check_mask(attention_mask, inputs_embeds, past_length)
+        if past_key_values is not None and not is_tracing(inputs_embeds):
+            check_cache(past_key_values, self.config.layer_types, attention_mask, inputs_embeds)
+        if self.rotary_emb.rope_type != "default":
+            positions = position_ids
+            if positions is None:  # ranks: the largest is enough
+                counts = inputs_embeds.shape[1] + past_length if attention_mask is None else attention_mask.sum(-1)
+                positions = torch.zeros_like(inputs_embeds[:, :1, 0], dtype=torch.long) + (counts - 1)
+            self.rotary_emb.settle(inputs_embeds, positions)
         context = make_context(
             self.config,
-            lambda positions: self.rotary_emb(inputs_embeds, positions),
+            lambda positions: self.rotary_emb.tables(positions, inputs_embeds.dtype),
             inputs_embeds.shape[:2],
             inputs_embeds.device,
-            _check_mask(attention_mask, inputs_embeds, past_length),
+            attention_mask,
             position_ids,
             past_key_values,
             past_length,
@@ -293,8 +316,11 @@ class SinkhornModel(SinkhornPreTrainedModel):
             if past_key_values is not None:
                 raise ValueError("`past_key_values` needs a decoder: use a config with `is_decoder=True`.")
             return None
-        if self.training and self.gradient_checkpointing:
-            return None  # layers run twice, and would store their tokens twice
+        if self.training and self.gradient_checkpointing and past_key_values is not None:
+            raise ValueError(
+                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it out, "
+                "or call `model.activation_checkpointing_disable()` or `model.eval()`."
+            )
         # Training looks at whole rows: a cache would only cost.
         if past_key_values is None and use_cache and not self.training:
             return DynamicCache(config=self.config)
@@ -463,6 +489,14 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+        num_tokens = outputs.last_hidden_state.shape[1]
+        if past_key_values is not None and past_key_values.get_seq_length() > num_tokens:
+            if self.config.pooling != "last":
+                raise ValueError(
+                    f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not here: "
+                    "give the whole document, or use a model with `classifier_pooling='last'`."
+                )
+            attention_mask = None if attention_mask is None else attention_mask[:, -num_tokens:]
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.score(self.dropout(pooled))
         loss = None
@@ -489,8 +523,10 @@ def pool_tokens(hidden_states: Tensor, attention_mask: Tensor | None, pooling: s
         return hidden_states[:, 0 if pooling == "cls" else -1]
     is_real = attention_mask != 0
     if pooling == "mean":
-        weights = is_real.unsqueeze(-1).to(hidden_states.dtype)
-        return (hidden_states * weights).sum(1) / is_real.sum(1, keepdim=True).clamp(min=1).to(hidden_states.dtype)
+        total = hidden_states.masked_fill(~is_real.unsqueeze(-1), 0).sum(
+            1, dtype=torch.promote_types(hidden_states.dtype, torch.float32)
+        )
+        return (total / is_real.sum(1, keepdim=True).clamp(min=1)).to(hidden_states.dtype)
     order = torch.arange(is_real.shape[1], device=is_real.device)
     if pooling == "cls":
         order = -order

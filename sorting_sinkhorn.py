@@ -47,7 +47,8 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
     if attention_mask is not None:
         return _padded_grid(num_tokens, block_size, num_blocks, attention_mask != 0)
     filled = None
-    if num_blocks * block_size != num_tokens:
+    # A graph for any length cannot ask whether the last block is full.
+    if torch.compiler.is_compiling() or num_blocks * block_size != num_tokens:
         slots = torch.arange(num_blocks * block_size, device=device)
         filled = (slots < num_tokens).view(1, num_blocks, block_size)
     return BlockGrid(num_tokens, block_size, num_blocks, filled=filled)
@@ -88,8 +89,13 @@ def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:
         empty = ~grid.filled.flatten(1)
         tokens = tokens.masked_fill(empty.view(*empty.shape, *[1] * len(trailing)), 0)
     elif grid.filled is not None:
-        missing = grid.num_blocks * grid.block_size - grid.num_tokens
-        tokens = nn.functional.pad(tokens, [0, 0] * len(trailing) + [0, missing])
+        num_slots = grid.num_blocks * grid.block_size
+        if torch.compiler.is_compiling():  # `pad` asks whether there is anything to pad
+            slots = torch.arange(num_slots, device=tokens.device).clamp(max=grid.num_tokens - 1)
+            empty = ~grid.filled.flatten(1)
+            tokens = tokens.index_select(1, slots).masked_fill(empty.view(*empty.shape, *[1] * len(trailing)), 0)
+        else:
+            tokens = nn.functional.pad(tokens, [0, 0] * len(trailing) + [0, num_slots - grid.num_tokens])
     return tokens.unflatten(1, (grid.num_blocks, grid.block_size))
 
 
@@ -99,6 +105,8 @@ def from_blocks(blocks: Tensor, grid: BlockGrid) -> Tensor:
     if grid.slot_of_token is not None:
         tokens = tokens.gather(1, grid.slot_of_token.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
         return tokens.masked_fill(~grid.is_real.unsqueeze(-1), 0)
+    if torch.compiler.is_compiling():  # whether a slice is contiguous depends on the length
+        return tokens.index_select(1, torch.arange(grid.num_tokens, device=tokens.device))
     return tokens[:, : grid.num_tokens]
 
 
@@ -156,10 +164,10 @@ def causal_block_descriptors(
         The descriptors `(B, N, E)` in float32 (meaningless for blocks without a token), and `(B, N, E)`: the sum over
         all tokens to the end of each block.
     """
-    after = sums.cumsum(1)
-    if before is not None:
-        after = after + before.unsqueeze(1)
-    descriptors = after - sums + first_tokens
+    start = torch.zeros_like(sums[:, :1]) if before is None else before.unsqueeze(1)
+    after = sums.cumsum(1) + start
+    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens.
+    descriptors = torch.cat((start, after[:, :-1]), dim=1) + first_tokens
     if pooling == "mean":
         block = torch.arange(sums.shape[1], device=sums.device)
         block = block if first_block is None else block + first_block.unsqueeze(-1)
@@ -309,15 +317,16 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Ten
     Returns:
         `(B, G, n, b, E)` in the dtype of `blocks`.
     """
-    if filled is not None:
-        # Keeps the ratio below defined where the blocks that fill a slot have weights that underflow to 0.
-        sort_matrix = sort_matrix.clamp_min(1e-30)
-    mixed = (sort_matrix.to(blocks.dtype) @ blocks.flatten(3)).unflatten(-1, blocks.shape[3:])
+    sources = blocks.flatten(3)
     if filled is None:
-        return mixed
-    coverage = sort_matrix @ filled.unsqueeze(1).to(sort_matrix.dtype)
-    scale = torch.where(coverage > 0, coverage, 1).reciprocal().unsqueeze(-1)
-    return mixed * scale.to(mixed.dtype)
+        return (sort_matrix.to(blocks.dtype) @ sources).unflatten(-1, blocks.shape[3:])
+    # The blocks that fill a slot may have weights that underflow to 0, or whose inverse overflows in half precision.
+    with torch.autocast(blocks.device.type, enabled=False):
+        sort_matrix = sort_matrix.clamp_min(1e-30)
+        mixed = (sort_matrix @ sources.to(sort_matrix.dtype)).unflatten(-1, blocks.shape[3:])
+        coverage = sort_matrix @ filled.unsqueeze(1).to(sort_matrix.dtype)
+        mixed = mixed / torch.where(coverage > 0, coverage, 1).unsqueeze(-1)
+    return mixed.to(blocks.dtype)
 
 
 class HardSort(NamedTuple):
@@ -347,7 +356,7 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     best, index = scores.topk(num_sorted_blocks, dim=-1)
     index = index.masked_fill(best < 0, 0)
     probability = sort_matrix.gather(-1, index)
-    return HardSort(index, best >= 0, 1 + probability - probability.detach())
+    return HardSort(index, best >= 0, 1 + (probability - probability.detach()))
 
 
 def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:

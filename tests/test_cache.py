@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Decoding from a cache equals the full forward (invariant 6): any chunking, any padding, whatever happens in between."""
 
+import copy
 import itertools
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from helpers import assert_close, padding_masks, tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
-from modeling_sinkhorn import SinkhornForCausalLM
+from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
 
 CAUSAL_LAYERS = ("sinkhorn_attention", "mixture_attention", "local_attention", "full_attention")
@@ -119,6 +122,51 @@ def test_gradients_flow_through_the_cache(static):
         actual = torch.autograd.grad((torch.cat(parts, 1) * direction).sum(), [embeds, *model.parameters()])
         for gradient, expected_gradient in zip(actual, expected):
             assert_close(gradient, expected_gradient, 1e-4)
+
+
+def test_modes_may_change_between_prefill_and_steps():
+    """Under no circumstances is a tensor changed that a graph, or inference mode, needs as it is."""
+    ids = torch.randint(3, 50, (1, 11))
+    for overrides in ({}, {"sort_assignment": "hard"}):
+        model = make(**overrides)
+        expected = model(ids, use_cache=False).logits
+        cache = make_cache(model, False)
+        with torch.inference_mode():
+            model(ids[:, :6], past_key_values=cache)
+        with torch.no_grad():
+            assert_close(in_chunks(model, ids[:, 6:], None, [1], cache), expected[:, 6:])
+
+        cache = make_cache(model, False)
+        loss = model(ids[:, :6], past_key_values=cache).logits.sum()
+        with torch.no_grad():
+            model(ids[:, 6:7], past_key_values=cache)
+        loss.backward()
+
+        model.requires_grad_(False)
+        model.model.layers[0].self_attn.q_proj.requires_grad_(True)
+        cache = make_cache(model, False)
+        in_chunks(model, ids, None, [6, 1, 1, 3], cache).sum().backward()
+
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            cache = model(ids[:, :6], use_cache=True).past_key_values
+        with torch.no_grad():
+            model(ids[:, 6:], past_key_values=cache)
+            again = copy.deepcopy(cache)
+            assert torch.equal(model(ids, past_key_values=cache).logits, model(ids, past_key_values=again).logits)
+
+
+@torch.no_grad()
+def test_a_classifier_goes_on_from_a_cache():
+    ids, mask = torch.randint(3, 50, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    model = SinkhornForSequenceClassification(tiny_config(is_decoder=True)).eval()
+    expected = model(ids, attention_mask=mask).logits
+    cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
+    assert_close(model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits, expected)
+    model.config.classifier_pooling = "mean"
+    cache = model(ids[:, :6], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="`classifier_pooling='mean'` reads all tokens.*'last'"):
+        model(ids[:, 6:], past_key_values=cache)
 
 
 # Random schedules ----------------------------------------------------------------------------------------------------
@@ -231,6 +279,39 @@ def test_crop_reaches_as_far_as_inputs_are_kept():
 
 
 @torch.no_grad()
+def test_a_crop_that_is_refused_on_the_way_is_noticed():
+    config = tiny_config(is_decoder=True)
+    ids = torch.randint(3, 50, (1, 30))
+    for first, refused in (("local_attention", False), ("full_attention", True)):
+        config.layer_types = [first, "sinkhorn_attention"]
+        torch.manual_seed(0)
+        model = SinkhornForCausalLM(config).eval()
+        cache = make_cache(model, False)
+        model(ids[:, :22], past_key_values=cache)
+        with pytest.raises(RuntimeError, match="activate_past_recording"):
+            cache.crop(-9)
+        if refused:  # the library's layer had gone back already
+            with pytest.raises(ValueError, match=r"hold \[13, 22\] tokens.*`reset\(\)`"):
+                model(ids[:, 22:], past_key_values=cache)
+        else:
+            expected = model(ids, use_cache=False).logits[:, 22:]
+            assert_close(model(ids[:, 22:], past_key_values=cache).logits, expected)
+
+
+@torch.no_grad()
+def test_padding_among_what_is_cropped():
+    model = make()
+    ids, mask = torch.randint(3, 50, (1, 26)), torch.ones(1, 26, dtype=torch.long)
+    mask[0, 14:21] = 0
+    expected = model(ids, attention_mask=mask, use_cache=False).logits
+    cache = make_cache(model, False)
+    model(ids[:, :22], attention_mask=mask[:, :22], past_key_values=cache)
+    cache.crop(-8)  # one token and seven of padding: 14 are left, in the last block but one
+    actual = model(ids[:, 14:], attention_mask=mask, past_key_values=cache).logits
+    assert_close(actual[:, 7:], expected[:, 21:])
+
+
+@torch.no_grad()
 def test_several_crops_add_up():
     model = make(sort_assignment="hard")
     ids = torch.randint(3, 50, (2, 30))
@@ -275,6 +356,41 @@ def test_a_step_that_opens_no_block_does_not_read_the_past():
         assert_close(in_chunks(model, ids[:, 21:], None, [1], cache), expected[:, 21:])
 
 
+class NewTensors(TorchDispatchMode):
+    """Collects the sizes of what operations allocate, without what they change in place or view."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = [0]
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        known = {
+            x.untyped_storage().data_ptr() for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)
+        }
+        for tensor in pytree.tree_leaves(output):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in known:
+                self.sizes.append(tensor.numel())
+        return output
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@torch.no_grad()
+def test_a_step_makes_no_tensor_as_long_as_the_past(static):
+    for overrides in ({}, {"sort_assignment": "hard"}, {"layer_type": "local_attention"}):
+        model = make(num_local_blocks=2, **overrides)
+        largest = []
+        for length in (200, 800):
+            cache = make_cache(model, static, length=900)
+            model(torch.randint(3, 50, (1, length)), past_key_values=cache)
+            token = torch.randint(3, 50, (1, 1))
+            model(token, past_key_values=cache)  # opens a block
+            with NewTensors() as new:
+                model(token, past_key_values=cache)
+            largest.append(max(new.sizes))
+        assert max(largest) < 800
+
+
 @torch.no_grad()
 def test_room_grows_by_shares_and_holds_what_the_library_expects():
     model = make()
@@ -306,9 +422,20 @@ def test_bad_caches_are_refused_in_words():
         limited = make(sort_net="linear")
         in_chunks(limited, torch.randint(3, 50, (1, 65)), None, [60, 1], make_cache(limited, False))
     with pytest.raises(ValueError, match="`past_key_values` needs a decoder"):
-        from modeling_sinkhorn import SinkhornModel
-
         SinkhornModel(tiny_config())(ids, past_key_values=cache)
+    for other in (DynamicCache(), DynamicCache(config=make("full_attention").config)):
+        with pytest.raises(ValueError, match=r"make it with `DynamicCache\(config=model.config\)`"):
+            model(ids, past_key_values=other)
+    with pytest.raises(ValueError, match=r"holds 1 rows, but 2 are given.*`batch_repeat_interleave`"):
+        model(ids.repeat(2, 1), past_key_values=cache)
+    mask = torch.ones(1, 10, dtype=torch.long)
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match=r"\[6\] real tokens in the rows of the cache, which was filled with \[9\]"):
+        model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+    checkpointed = make().train()
+    checkpointed.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="under activation checkpointing.*activation_checkpointing_disable"):
+        checkpointed(ids[:, :1], past_key_values=cache)
     with pytest.raises(TypeError, match="filled by the model's attention"):
         cache.layers[0].update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
 

@@ -115,6 +115,19 @@ def test_no_pair_of_positions_leaks(layer_type, assignment, training):
         assert seen.diagonal().all()
 
 
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@torch.no_grad()
+def test_later_tokens_leave_no_trace_in_the_numbers(assignment):
+    """Not even in their rounding, where two large numbers were added and taken away again."""
+    for pooling in ("mean", "sum"):
+        model = make(sort_assignment=assignment, sort_pooling=pooling, block_size=16, max_position_embeddings=256)
+        ids, other = prompt(2, 190), prompt(2, 190, seed=2)
+        for position in (1, 20, 64, 150):
+            changed = torch.cat((ids[:, :position], other[:, position:]), dim=1)
+            logits = [model(x, use_cache=False).logits[:, :position] for x in (ids, changed)]
+            assert torch.equal(*logits)
+
+
 def test_a_planted_leak_is_found(monkeypatch):
     """Negative control: column sums over all rows of the matrix, as public code has them."""
 

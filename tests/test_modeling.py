@@ -12,6 +12,7 @@ from modeling_sinkhorn import (
     SinkhornForSequenceClassification,
     SinkhornForTokenClassification,
     SinkhornModel,
+    pool_tokens,
 )
 
 
@@ -60,6 +61,35 @@ def test_a_row_of_padding_alone_is_harmless():
         handle.remove()
         assert outputs[0][1].abs().sum() == 0
         assert embeds.grad.isfinite().all()
+
+
+@torch.no_grad()
+def test_frequencies_that_depend_on_the_length_are_one_for_all_of_a_pass():
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
+    for is_decoder in (False, True):
+        model = make(max_position_embeddings=16, head_dim=8, rope_parameters=rope, is_decoder=is_decoder)
+        dense = make(
+            layer_type="full_attention",
+            max_position_embeddings=16,
+            head_dim=8,
+            rope_parameters=rope,
+            is_decoder=is_decoder,
+        )
+        hard = make(
+            max_position_embeddings=16,
+            head_dim=8,
+            rope_parameters=rope,
+            is_decoder=is_decoder,
+            sort_assignment="hard",
+            num_sorted_blocks=8,
+        )
+        for length in (9, 17, 31, 9):
+            ids = tokens(2, length)
+            dense.load_state_dict(hard.state_dict(), strict=False)
+            assert_close(hard(ids).last_hidden_state, dense(ids).last_hidden_state)
+            if is_decoder:
+                cached = model(ids, use_cache=True).last_hidden_state
+                assert_close(cached, model(ids, use_cache=False).last_hidden_state)
 
 
 def test_one_block_equals_dense_attention():
@@ -221,6 +251,16 @@ def test_compiles_whole_for_every_length(layer_type, assignment, is_decoder):
                 assert_close(parameter.grad, gradient, 1e-4)
 
 
+@pytest.mark.parametrize("traced", [22, 24])
+def test_exports_with_a_dynamic_length_without_a_mask(traced):
+    model = make(SinkhornForSequenceClassification)
+    shapes = {"input_ids": {1: torch.export.Dim.AUTO}}
+    exported = torch.export.export(model, (), {"input_ids": tokens(2, traced)}, dynamic_shapes=shapes)
+    for num_tokens in (5, 22, 24, 61):
+        ids = tokens(2, num_tokens)
+        assert_close(exported.module()(input_ids=ids).logits, model(ids).logits)
+
+
 def test_exports_with_a_dynamic_length():
     model = make(SinkhornForSequenceClassification)
     ids = tokens(2, 24)
@@ -251,6 +291,12 @@ def test_pooling_respects_the_mask(pooling):
         real = hidden[row][mask[row].bool()]
         pooled = {"mean": real.mean(0), "last": real[-1], "cls": real[0]}[pooling]
         assert_close(logits[row], model.score(pooled))
+
+
+@torch.no_grad()
+def test_the_mean_of_many_tokens_fits_half_precision():
+    hidden = torch.full((1, 9000, 2), 10.0, dtype=torch.float16)
+    assert torch.equal(pool_tokens(hidden, torch.ones(1, 9000), "mean"), pool_tokens(hidden, None, "mean"))
 
 
 @pytest.mark.parametrize(
@@ -297,6 +343,9 @@ def test_bad_input_is_refused_in_words():
         model(tokens(), attention_mask=torch.ones(2, 1, 13, 13))
     with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
         model()
+    for shape in ((0, 5), (2, 0)):
+        with pytest.raises(ValueError, match="at least one row and token"):
+            model(torch.zeros(shape, dtype=torch.long))
     for sort_net in ("linear", "mlp"):
         limited = make(sort_net=sort_net)
         limited(tokens(1, 64))

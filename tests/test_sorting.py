@@ -162,6 +162,21 @@ def test_extreme_logits_stay_finite():
     assert soft_sort(certain, to_blocks(torch.randn(1, 7, 2), grid).unsqueeze(1), grid.filled).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_slot_with_little_weight_stays_finite_in_half_precision(dtype):
+    grid = block_grid(6, 4)
+    blocks = to_blocks(torch.randn(1, 6, 3), grid).unsqueeze(1)
+    unlikely = torch.tensor([[1e-7, 1 - 1e-7], [1 - 1e-7, 1e-7]]).view(1, 1, 2, 2)
+    mixed = soft_sort(unlikely, blocks.to(dtype), grid.filled)
+    assert_close(mixed.float(), soft_sort(unlikely, blocks, grid.filled), 0.01)
+
+
+def test_a_hard_choice_weighs_exactly_one():
+    sort_matrix = torch.rand(3, 2, 40, 40).softmax(-1).requires_grad_()
+    choice = hard_assignment(sort_matrix, torch.ones(1, 1, 40, 40, dtype=torch.bool), 3)
+    assert (choice.weight == 1).all() and choice.weight.requires_grad
+
+
 def test_gumbel_noise_has_its_distribution_and_its_generator():
     torch.manual_seed(3)
     noise = gumbel_noise(torch.empty(200_000))
