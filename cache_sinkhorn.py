@@ -46,8 +46,10 @@ STATES = tuple(name for name, _ in (*TOKEN_STATES, *BLOCK_STATES)) + OTHER_STATE
 
 def _may_be_changed(state: Tensor) -> bool:
     """Whether no graph can need the state as it is, and torch lets it be changed in place."""
-    kept_by_inference = state.is_inference() and not torch.is_inference_mode_enabled()
-    return not (torch.is_grad_enabled() or state.requires_grad or kept_by_inference)
+    if torch.is_grad_enabled() or state.requires_grad:
+        return False
+    # A compiled step cannot ask; it changes its states in place.
+    return torch.compiler.is_compiling() or not state.is_inference() or torch.is_inference_mode_enabled()
 
 
 def _fit(state: Tensor, size: int, filler: float) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from helpers import assert_close, padding_masks, tiny_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
@@ -167,6 +168,23 @@ def test_a_classifier_goes_on_from_a_cache():
     cache = model(ids[:, :6], use_cache=True).past_key_values
     with pytest.raises(ValueError, match="`classifier_pooling='mean'` reads all tokens.*'last'"):
         model(ids[:, 6:], past_key_values=cache)
+
+
+@pytest.mark.slow  # a minute of compilation
+@pytest.mark.parametrize("overrides", [{}, {"sort_assignment": "hard"}, {"layer_type": "mixture_attention"}], ids=str)
+@torch.no_grad()
+def test_steps_on_a_static_cache_are_one_graph(overrides):
+    torch.compiler.reset()
+    model = make(**overrides)
+    ids = torch.randint(3, 50, (2, 23))
+    expected = model(ids, use_cache=False).logits
+    cache = make_cache(model, True)
+    logits = [model(ids[:, :6], past_key_values=cache).logits]
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(model, fullgraph=True, backend=counter)
+    logits += [step(ids[:, t : t + 1], past_key_values=cache).logits for t in range(6, 23)]
+    assert_close(torch.cat(logits, dim=1), expected)
+    assert counter.frame_count == 1
 
 
 # Random schedules ----------------------------------------------------------------------------------------------------
