@@ -202,22 +202,10 @@ def cached_block_context(
     counts = past_counts + is_real.sum(-1)
     first_block, offset = past_counts // b, past_counts % b
     num_blocks = -(-(past_length + num_tokens if max_length is None else max_length) // b) + 1
-    if num_tokens == 1:  # a block of one slot, so that a step does the work of one token
-        grid = BlockGrid(1, 1, 1, is_real.new_zeros(is_real.shape, dtype=torch.long), None, is_real, is_real[:, None])
-        grid = grid._replace(slot_of_token=grid.token_of_slot)
-        filled = grid.filled
-        opened = is_real & (offset == 0).unsqueeze(-1)
-        slot_in_block = offset.view(-1, 1, 1)
-    else:
-        if attention_mask is None and look and past_length == 0:  # plain views of the sequence
-            grid = block_grid(num_tokens, b, None, device)
-            filled = torch.arange(grid.num_blocks * b, device=device) < num_tokens
-            filled = filled.view(1, grid.num_blocks, b).expand(batch, -1, -1)
-        else:
-            grid = continued_grid(is_real, offset, b)
-            filled = grid.filled
-        opened = filled[..., 0]
-        slot_in_block = torch.arange(b, device=device).view(1, 1, b)
+    # A cache that is empty, as far as may be seen, and no padding: blocks are plain views of the sequence.
+    plain = look and attention_mask is None and past_length == 0
+    grid, filled, slot_in_block = _grid_of_new_tokens(is_real, offset, b, plain)
+    opened = filled[..., 0] & (slot_in_block[..., 0] == 0)
     touched = first_block.unsqueeze(-1) + torch.arange(grid.num_blocks, device=device)  # (B, M)
     slots = touched.unsqueeze(-1) * b + slot_in_block  # (B, M, Q)
     if position_ids is None:
@@ -266,6 +254,29 @@ def cached_block_context(
         ),
         key_grid=None,
     )
+
+
+def _grid_of_new_tokens(is_real: Tensor, offset: Tensor, b: int, plain: bool) -> tuple[BlockGrid, Tensor, Tensor]:
+    """
+    Args:
+        is_real: `(B, L)` bool, the new tokens that are no padding.
+        offset: `(B,)` tokens that each row's open block holds already.
+        plain: whether there is no padding, and no block open.
+
+    Returns:
+        The grid; `(B, M, Q)` bool, its slots that hold a new token; `(B or 1, 1, Q)`, the slots' places in their blocks.
+    """
+    batch, num_tokens = is_real.shape
+    if num_tokens == 1:  # a block of one slot, so that a step does the work of one token
+        place = is_real.new_zeros(is_real.shape, dtype=torch.long)
+        return BlockGrid(1, 1, 1, place, place, is_real, is_real[:, None]), is_real[:, None], offset.view(-1, 1, 1)
+    slot_in_block = torch.arange(b, device=is_real.device).view(1, 1, b)
+    if not plain:
+        grid = continued_grid(is_real, offset, b)
+        return grid, grid.filled, slot_in_block
+    grid = block_grid(num_tokens, b, None, is_real.device)
+    filled = torch.arange(grid.num_blocks * b, device=is_real.device) < num_tokens
+    return grid, filled.view(1, grid.num_blocks, b).expand(batch, -1, -1), slot_in_block
 
 
 def token_context(
