@@ -19,41 +19,27 @@ from lm_data import LanguageModelingDataArguments, load_documents, to_chunks
 from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
 from run_record import provenance, write_json
 from torch import Tensor
+from training_defaults import SmallModelTrainingArguments
 from transformers import (
     HfArgumentParser,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from user_errors import UserError
 
 
 @dataclass
-class LanguageModelingTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with defaults for a small model from scratch."""
-
+class LanguageModelingTrainingArguments(SmallModelTrainingArguments):
     output_dir: str | None = field(default="runs/language_model", metadata={"help": "Where the model goes."})
     learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=2, metadata={"help": "Passes over the training text."})
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Chunks per step and device."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best on validation."})
     logging_steps: float = field(default=20, metadata={"help": "Steps between log lines."})
-    report_to: str = field(default="none", metadata={"help": "Trackers."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
     compare_with: str | None = field(
         default=None,
         metadata={

@@ -28,13 +28,13 @@ from model_choice import ModelArguments, load_config, load_tokenizer, load_weigh
 from run_record import provenance, write_json
 from sotu import load_passages
 from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
+from training_defaults import SmallModelTrainingArguments
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     HfArgumentParser,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from user_errors import UserError
@@ -86,31 +86,17 @@ class DataTrainingArguments:
 
 
 @dataclass
-class ClassificationTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with defaults for a small model from scratch."""
-
+class ClassificationTrainingArguments(SmallModelTrainingArguments):
     output_dir: str | None = field(default="runs/classification", metadata={"help": "Where the model goes."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=4, metadata={"help": "Passes over the training documents."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Documents per step and device."})
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "The same in evaluation."})
-    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Shape of the learning rate."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
-    weight_decay: float = field(default=0.1, metadata={"help": "AdamW's."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Gradient clipping."})
-    eval_strategy: str = field(default="epoch", metadata={"help": "When to validate."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When to save a checkpoint."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints kept."})
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best on validation."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between log lines."})
-    report_to: str = field(default="none", metadata={"help": "Trackers."})
     train_sampling_strategy: str = field(default="group_by_length", metadata={"help": "Order of documents."})
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many validations without a better one."}
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
     )
 
     def __post_init__(self) -> None:

@@ -33,8 +33,6 @@ NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d[\d,]*)?\.?\d+(?:\s?%)?")
 
 
 def read(document: Path) -> str:
-    if not document.exists():
-        pytest.skip(f"{document.name} is not written yet")
     return document.read_text(encoding="utf-8")
 
 
