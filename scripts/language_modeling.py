@@ -47,7 +47,6 @@ class LanguageModelingTrainingArguments(SmallModelTrainingArguments):
             "too, at equal parameters, and prints all beside each other."
         },
     )
-    results_file: str | None = field(default=None, metadata={"help": "Write run.json here as well."})
 
 
 @dataclass

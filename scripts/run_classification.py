@@ -305,21 +305,20 @@ def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, s
     shown = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
     if test_metrics is not None:
         scores["this model"] = {name: test_metrics[name] for name in shown if name in test_metrics}
-    write_json(
-        Path(trainer.args.output_dir) / "run.json",
-        {
-            **provenance(),
-            "command": ["scripts/run_classification.py", *sys.argv[1:]],
-            "config": trainer.model.config.to_dict(),
-            "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
-            | {name: len(rows) for name, rows in task.splits.items()},
-            "part": part,
-            "scores": scores,
-            "seed": trainer.args.seed,
-            "seconds": round(time.time() - started, 1),
-            "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
-        },
-    )
+    run = {
+        **provenance(),
+        "command": ["scripts/run_classification.py", *sys.argv[1:]],
+        "config": trainer.model.config.to_dict(),
+        "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
+        | {name: len(rows) for name, rows in task.splits.items()},
+        "part": part,
+        "scores": scores,
+        "seed": trainer.args.seed,
+        "seconds": round(time.time() - started, 1),
+        "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+    }
+    for path in filter(None, (Path(trainer.args.output_dir) / "run.json", trainer.args.results_file)):
+        write_json(Path(path), run)
     if scores:
         columns = [name for name in shown if any(name in row for row in scores.values())]
         width = max(map(len, scores))

@@ -21,3 +21,4 @@ class SmallModelTrainingArguments(TrainingArguments):
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
+    results_file: str | None = field(default=None, metadata={"help": "Write run.json here as well."})

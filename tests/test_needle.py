@@ -3,6 +3,10 @@
 A task that needs sorting (design section 2.3). Every block is a page: its number over and over, then its answer over and
 over. The first page names another one, and the class is that page's answer, read at the first token. Local attention
 cannot fetch it from another block; each SortNet can learn to, soft and hard.
+
+Pages repeat themselves on purpose. With the pointer, the number and the answer written once each among random words, soft
+bilinear sorting was still at chance after 600 steps of this training: this task shows that sorting carries what is asked
+for, not that it finds a single token.
 """
 
 import pytest

@@ -37,7 +37,9 @@ def write_table(path: Path, rows: int = 24, labels: tuple = ("pets", "ships"), c
 def test_from_a_csv_to_a_model_that_predicts(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     train, test = write_table(tmp_path / "train.csv", 60), write_table(tmp_path / "test.csv", 10)
-    run(monkeypatch, "--output_dir", out, "--train_file", train, "--test_file", test, *TINY, "--learning_rate", "0.01")
+    flags = ["--train_file", train, "--test_file", test, "--results_file", tmp_path / "results.json"]
+    run(monkeypatch, "--output_dir", out, *flags, *TINY, "--learning_rate", "0.01")
+    assert (tmp_path / "results.json").read_text() == (out / "run.json").read_text()
     printed = capsys.readouterr().out
     assert "6 training documents are held out" in printed
     assert "TF-IDF, whole text" in printed and "this model" in printed
