@@ -23,6 +23,7 @@ try:  # a folder on the Hub, or any package
     from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from .configuration_sinkhorn import SinkhornConfig
     from .context_sinkhorn import BlockContext, Context, TokenContext
+    from .kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
     from .sorting_sinkhorn import (
         BlockGrid,
         HardSort,
@@ -47,6 +48,7 @@ except ImportError:  # flat modules, as installed
     from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from configuration_sinkhorn import SinkhornConfig
     from context_sinkhorn import BlockContext, Context, TokenContext
+    from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
     from sorting_sinkhorn import (
         BlockGrid,
         HardSort,
@@ -285,6 +287,9 @@ class SinkhornAttention(nn.Module):
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         blocks = to_blocks(hidden_states, context.grid)
         query, key, value = self._project(blocks)
+        if cache is None and self._attends_in_chunks(query, kwargs):
+            output, sort_matrix = self._attend_in_chunks(blocks, query, key, value, context)
+            return from_blocks(self.o_proj(output.flatten(-2)), context.grid), None, sort_matrix
         cos, sin = context.cos.unsqueeze(-2), context.sin.unsqueeze(-2)
         query, rotated_key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
 
@@ -345,22 +350,28 @@ class SinkhornAttention(nn.Module):
             if candidates is None:
                 candidates = torch.ones(1, 1, *sort_matrix.shape[-2:], dtype=torch.bool, device=key.device)
         sort_matrix, grid = sort_matrix[:, :, rows], context.grid
-        filled = None if self.is_causal else grid.filled
-        if self.config.attention_bias and filled is not None and self.mixes_keys:
-            key, value = (x.masked_fill(~filled[..., None, None], 0) for x in (key, value))
         key, value = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
         if not self.mixes_keys:
             return self._hard_sort(sort_matrix, candidates[:, :, rows], key, value, grid.filled)
         mask = None if context.sorted_mask is None else context.sorted_mask[:, rows]
         tables = context.sorted_cos[:, rows], context.sorted_sin[:, rows]
-        return self._soft_sort(sort_matrix, key, value, filled, mask, *tables)
+        mixed = self._mix(sort_matrix, key, value, context)
+        return self._place(sort_matrix, *mixed, None if self.is_causal else grid.filled, mask, *tables)
 
-    def _soft_sort(self, sort_matrix, key, value, filled, mask, cos, sin) -> SortedBlocks:
+    def _mix(self, sort_matrix: Tensor, key: Tensor, value: Tensor, context: BlockContext) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, G, N, b, D)` of whole rows, softly sorted by `n` rows, `(B, G, n, b, D)`."""
+        filled = None if self.is_causal else context.grid.filled
+        if self.config.attention_bias and filled is not None:
+            key, value = (x.masked_fill(~filled[:, None, :, :, None], 0) for x in (key, value))
+        return tuple(soft_sort(sort_matrix, x, filled) for x in (key, value))
+
+    def _place(self, sort_matrix, mixed_key, mixed_value, filled, mask, cos, sin) -> SortedBlocks:
         """
-        `key` and `value` `(B, G, N, b, D)`, `filled` `(B or 1, N, b)` their slots with tokens, `mask` `(B or 1, n, b)` and
-        the rotary tables `(B or 1, n, b, D)` for the sorted blocks.
+        Softly sorted `mixed_key` and `mixed_value` `(B, G, n, b, D)` at the positions of the rotary tables
+        `(B or 1, n, b, D)`. `filled` `(B or 1, N, b)`, the slots of the source blocks with tokens, `None` for all; `mask`
+        `(B or 1, n, b)`.
         """
-        mixed_key, mixed_value = (soft_sort(sort_matrix, x, filled).transpose(1, 2) for x in (key, value))
+        mixed_key, mixed_value = mixed_key.transpose(1, 2), mixed_value.transpose(1, 2)
 
         def source() -> Tensor:
             share = sort_matrix.unsqueeze(-1).expand(*sort_matrix.shape, self.config.block_size)
@@ -417,7 +428,8 @@ class SinkhornAttention(nn.Module):
         if self.mixes_keys:
             key, value = (x[:, :, : sort_matrix.shape[-1]] for x in (key, value))
             tables = context.sorted_cos, context.sorted_sin
-            return self._soft_sort(sort_matrix, key, value, None, context.sorted_mask, *tables)
+            mixed = (soft_sort(sort_matrix, x, None) for x in (key, value))
+            return self._place(sort_matrix, *mixed, None, context.sorted_mask, *tables)
         return self._hard_sort(sort_matrix, context.candidates, key, value, None)
 
     def _reopen(self, cache: SinkhornDynamicLayer, context: BlockContext) -> None:
@@ -435,7 +447,8 @@ class SinkhornAttention(nn.Module):
             slot = torch.arange(b, device=block.device)
             cos, sin = context.rotary(start + slot - self.config.num_local_blocks * b)
             mask = (block > 0).view(-1, 1, 1).expand(-1, 1, b)
-            blocks = self._soft_sort(row, key, value, None, mask, cos.unsqueeze(1), sin.unsqueeze(1))
+            mixed = (soft_sort(row, x, None) for x in (key, value))
+            blocks = self._place(row, *mixed, None, mask, cos.unsqueeze(1), sin.unsqueeze(1))
         else:
             far = torch.arange(num_blocks, device=block.device) <= (block - self.config.num_local_blocks).unsqueeze(-1)
             blocks = self._hard_sort(row, far[:, None, None], key, value, None)
@@ -473,16 +486,56 @@ class SinkhornAttention(nn.Module):
 
     # Attending ------------------------------------------------------------------------------------------------------
 
+    def _attends_in_chunks(self, query: Tensor, kwargs: dict[str, Any]) -> bool:
+        config = self.config
+        return (
+            fits(query)
+            and self.layer_type in ("sinkhorn_attention", "local_attention")
+            and config.num_local_blocks == 1
+            and config._attn_implementation == "sdpa"
+            and not (self.training and config.attention_dropout > 0)
+        )
+
+    def _attend_in_chunks(
+        self, blocks: Tensor, query: Tensor, key: Tensor, value: Tensor, context: BlockContext
+    ) -> tuple[Tensor, Tensor | None]:
+        """
+        What `_block_attention` does, for whole rows, and faster on a CPU.
+
+        Args:
+            blocks: `(B, N, b, E)`, the layer's input; `query` `(B, N, b, H, D)`, `key` and `value` `(B, N, b, G, D)`, not
+                rotated.
+
+        Returns:
+            The output `(B, N, b, H, D)`, and the sort matrix `(B, G, N, N)`.
+        """
+        sort_matrix, beside, sorted_mask = None, None, None
+        key, value = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
+        if self.sorts:
+            sort_matrix = self.sort_net(blocks, context)
+            key, value = key.contiguous(), value.contiguous()  # read twice, by sorting and by attention
+            if self.mixes_keys:
+                mixed = self._mix(sort_matrix, key, value, context)
+                beside = Mixed(*mixed, Rotation(context.sorted_cos, context.sorted_sin))
+                sorted_mask = None if context.sorted_mask is None else context.sorted_mask.unsqueeze(2)
+            else:
+                choice = hard_assignment(sort_matrix, context.candidates, self.config.num_sorted_blocks)
+                beside = Gathered(choice.index, choice.weight)
+                sorted_mask = _hard_mask(choice, context.grid.filled, self.config.block_size)
+        mask = self._block_mask(sorted_mask, context, 0 if beside is None else self.config.num_sorted_blocks)
+        rotation = Rotation(context.cos, context.sin)
+        output = block_attention(query, key, value, rotation, beside, mask, self.scaling)
+        return output, sort_matrix
+
     def _block_attention(
         self, query: Tensor, sorted_blocks: SortedBlocks | None, local: tuple[Tensor, Tensor], context, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         """One softmax over [sorted blocks ; local blocks] (design 2.6). Every block is a batch entry of its own."""
         keys, values = local
-        mask = None if context.local_mask is None else context.local_mask.unsqueeze(2)
         num_local = keys.shape[3]
+        mask = self._block_mask(None, context, 0)
         if sorted_blocks is not None:
-            sorted_mask = None if sorted_blocks.mask is None else sorted_blocks.mask.unsqueeze(3)
-            mask = _join_masks(sorted_mask, sorted_blocks.key.shape[3], mask, num_local, keys.device)
+            mask = self._block_mask(sorted_blocks.mask, context, self.config.num_sorted_blocks)
             keys = torch.cat((sorted_blocks.key, keys), dim=3)
             values = torch.cat((sorted_blocks.value, values), dim=3)
         if mask is not None:
@@ -497,6 +550,19 @@ class SinkhornAttention(nn.Module):
         if sorted_blocks is None:
             return output, local_map
         return output, local_map + self._sorted_map(weights[..., :-num_local], sorted_blocks)
+
+    def _block_mask(self, sorted_mask: Tensor | None, context: BlockContext, num_sorted: int) -> Tensor | None:
+        """
+        Who may see whom in a block: `sorted_mask` `(B or 1, M, 1 or G, S * b)` of `S` sorted blocks and the local mask,
+        `(B or 1, M, 1 or G, 1 or Q, K)`. `None` where nothing is masked.
+        """
+        local_mask = None if context.local_mask is None else context.local_mask.unsqueeze(2)
+        if num_sorted == 0:
+            return local_mask
+        b = self.config.block_size
+        num_local = len(local_offsets(self.config.num_local_blocks, self.is_causal)) * b
+        sorted_mask = None if sorted_mask is None else sorted_mask.unsqueeze(3)
+        return _join_masks(sorted_mask, num_sorted * b, local_mask, num_local, context.cos.device)
 
     def _sortcut_attention(
         self, query: Tensor, sorted_blocks: SortedBlocks, local: Any, context, **kwargs: Any

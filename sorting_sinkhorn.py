@@ -8,6 +8,7 @@ dimension, `S` sorted blocks per block. `i` is a destination block, `j` a source
 Imports torch alone.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -281,6 +282,8 @@ def causal_sinkhorn_balance(
 
 
 def _causal_balance(logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+    if columns is None and _spans_little(logits, allowed, iterations):
+        return _causal_balance_of_exponentials(logits, allowed, iterations)
     # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
     floor = causal_floor(logits.dtype)
@@ -296,6 +299,43 @@ def _causal_balance(logits: Tensor, allowed: Tensor, iterations: int, columns: T
         logits = (logits - sums).masked_fill(~allowed, floor)
     after = torch.stack(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
     return logits.softmax(-1).masked_fill(~allowed, 0.0), after
+
+
+def _spans_little(logits: Tensor, allowed: Tensor, iterations: int) -> bool:
+    """
+    Whether double precision holds every number that `_causal_balance` meets as an exponential: nothing above 1, and
+    nothing so small that it vanishes. A step lowers an entry by no more than the logarithm of the number of blocks.
+    Asked on a CPU alone, where the answer is at hand and torch's logcumsumexp is slow.
+    """
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    masked = logits.detach().masked_fill(~allowed, float("-inf"))
+    highest = masked.amax(-1, keepdim=True)
+    lowest = logits.detach().masked_fill(~allowed, float("inf")).amin(-1, keepdim=True)
+    span = (highest - lowest).clamp(min=0).amax().item()  # minus infinity in rows that allow nothing
+    steps = (2 * iterations + 2) * math.log(max(logits.shape[-2:]) + 1)
+    return span + steps < 650  # the smallest number has the logarithm -708
+
+
+def _causal_balance_of_exponentials(logits: Tensor, allowed: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """The same for the whole matrix at once, without logarithms."""
+    floor = causal_floor(logits.dtype)
+    highest = logits.detach().masked_fill(~allowed, floor).amax(-1, keepdim=True)
+    matrix = (logits - highest).masked_fill(~allowed, floor).to(torch.float64).exp()
+    after = []
+    for _ in range(iterations):
+        matrix = matrix / _one_for_zero(matrix.sum(-1, keepdim=True))
+        sums = matrix.cumsum(-2)
+        last = sums[:, :, -1]
+        after.append(_one_for_zero(last).log().masked_fill(last == 0, floor))
+        matrix = matrix / _one_for_zero(sums)
+    after = torch.stack(after, dim=2) if after else matrix.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
+    matrix = matrix / _one_for_zero(matrix.sum(-1, keepdim=True))
+    return matrix.to(logits.dtype), after.to(logits.dtype)
+
+
+def _one_for_zero(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1.0)
 
 
 def causal_floor(dtype: torch.dtype) -> float:
