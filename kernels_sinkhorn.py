@@ -102,23 +102,26 @@ class _BlockAttention(torch.autograd.Function):
         query, key, value, mixed_key, mixed_value, weight, index, mask, *tables = ctx.saved_tensors
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, ctx.scaling, *tables)
         grads = _Gradients(chunk, weight)
-        buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.keys, chunk.values, chunk.weights)]
+        buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.values, chunk.weights)]
         for row, blocks in chunk.pieces():
             queries, keys, values, weights = chunk.load(row, blocks)
-            upstream, grad_keys, grad_values, grad_weights = (
-                buffer.view(-1, *x.shape[1:])[: len(x)] for buffer, x in zip(buffers, (queries, keys, values, weights))
+            upstream, grad_values, grad_weights = (
+                buffer.view(-1, *x.shape[1:])[: len(x)] for buffer, x in zip(buffers, (queries, values, weights))
             )
             chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
             torch.bmm(weights.mT, upstream, out=grad_values)
             torch.bmm(upstream, values.mT, out=grad_weights)
-            grad_scores = torch.ops.aten._softmax_backward_data.out(  # the scores themselves are not needed any more
-                grad_weights, weights, -1, weights.dtype, grad_input=chunk.scores[: len(weights)]
+            # What is not needed any more makes room, so that all of this stays in the cache.
+            grad_scores = torch.ops.aten._softmax_backward_data.out(
+                grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
             )
             grad_queries = torch.baddbmm(upstream, grad_scores, keys, beta=0, alpha=ctx.scaling, out=upstream)
-            torch.baddbmm(grad_keys, grad_scores.mT, queries, beta=0, alpha=ctx.scaling, out=grad_keys)
-            grads.store(row, blocks, grad_queries, grad_keys, grad_values)
             if index is not None:
-                grads.store_weight(row, blocks, (keys, values), (grad_keys, grad_values))
+                grads.store_weight(row, blocks, grad_values, values, add=False)
+            grad_keys = torch.baddbmm(values, grad_scores.mT, queries, beta=0, alpha=ctx.scaling, out=values)
+            if index is not None:
+                grads.store_weight(row, blocks, grad_keys, keys, add=True)
+            grads.store(row, blocks, grad_queries, grad_keys, grad_values)
         return grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight, *[None] * 7
 
 
@@ -180,14 +183,14 @@ class _Chunk:
             values[:, :, : self.num_sorted].copy_(sorted_value)
         queries = queries.view(n * self.num_groups, -1, queries.shape[-1])
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        scores, weights = self.scores[: len(queries)], self.weights[: len(queries)]
+        scores = self.weights[: len(queries)]
         torch.baddbmm(scores, queries, keys.mT, beta=0, alpha=self.scaling, out=scores)
         mask = None if self.mask is None else self.mask[row if len(self.mask) > 1 else 0, blocks]
         if mask is not None and not mask.all():
             mask = mask.unsqueeze(2)  # (n, 1 or G, 1, 1 or b, K)
             by_query = scores.view(n, self.num_groups, -1, self.block_size, scores.shape[-1])
             by_query.masked_fill_(~mask, torch.finfo(scores.dtype).min)
-        return queries, keys, values, torch.softmax(scores, -1, out=weights)
+        return queries, keys, values, torch.softmax(scores, -1, out=scores)
 
     def sources(self, row: int, blocks: slice) -> Tensor:
         """`(n * G * S,)` of the `G * N` blocks of a row, those that stand beside the blocks."""
@@ -256,13 +259,12 @@ class _Gradients:
         for total, grad in ((self.key, turned), (self.value, values[:, :, :cut])):
             total[row].flatten(0, 1).flatten(1).index_add_(0, source, grad.reshape(len(source), -1))
 
-    def store_weight(self, row: int, blocks: slice, gathered: tuple[Tensor, ...], grads: tuple[Tensor, ...]) -> None:
-        """The gradient of the weights that gathered keys and values were multiplied by."""
-        total = 0
-        for x, grad in zip(gathered, grads):
-            x, grad = (self.chunk.by_group(y)[:, :, : self.chunk.num_sorted] for y in (x, grad))
-            total = total + (x * grad).unflatten(2, (-1, self.chunk.block_size)).sum((-1, -2))  # (n, G, S)
-        self.weight[row, :, blocks] = total.transpose(0, 1)
+    def store_weight(self, row: int, blocks: slice, grad: Tensor, gathered: Tensor, add: bool) -> None:
+        """The part of the gradient of the weights that came through the keys, or the values, that they multiplied."""
+        grad, gathered = (self.chunk.by_group(x)[:, :, : self.chunk.num_sorted] for x in (grad, gathered))
+        part = (gathered * grad).unflatten(2, (-1, self.chunk.block_size)).sum((-1, -2)).transpose(0, 1)  # (G, n, S)
+        target = self.weight[row, :, blocks]
+        target.copy_(target + part if add else part)
 
 
 def _rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
