@@ -40,6 +40,7 @@ try:  # a folder on the Hub, or any package
         hard_sort,
         local_offsets,
         local_window,
+        packed_causal_descriptors,
         sinkhorn_balance,
         soft_sort,
         to_blocks,
@@ -65,6 +66,7 @@ except ImportError:  # flat modules, as installed
         hard_sort,
         local_offsets,
         local_window,
+        packed_causal_descriptors,
         sinkhorn_balance,
         soft_sort,
         to_blocks,
@@ -106,12 +108,25 @@ class SinkhornSortNet(nn.Module):
         pooling = self.config.sort_pooling
         if not self.config.is_decoder:
             descriptors, means = block_descriptors(blocks, context.grid, pooling), block_means(blocks, context.grid)
-            logits = self.compare(*self.features(descriptors, means, blocks.dtype), blocks.shape[1])
+            logits = self.logits(descriptors, means, blocks, context)
             return sinkhorn_balance(self.perturb(logits), context.balanced, self.config.sinkhorn_iterations)
         sums, b = block_sums(blocks), self.config.block_size
-        descriptors, _ = causal_block_descriptors(blocks[:, :, 0], sums, b, pooling, None, None)
-        logits = self.compare(*self.features(descriptors, sums / b, blocks.dtype), blocks.shape[1])
+        if context.grid.document is None:
+            descriptors, _ = causal_block_descriptors(blocks[:, :, 0], sums, b, pooling, None, None)
+        else:
+            descriptors = packed_causal_descriptors(blocks[:, :, 0], sums, context.grid, pooling)
+        logits = self.logits(descriptors, sums / b, blocks, context)
         return causal_sinkhorn_balance(self.perturb(logits), context.balanced, self.config.sinkhorn_iterations)[0]
+
+    def logits(self, descriptors: Tensor, means: Tensor, blocks: Tensor, context: BlockContext) -> Tensor:
+        rows, columns = self.features(descriptors, means, blocks.dtype)
+        number = context.grid.block_of_document
+        if columns is not None or number is None:
+            return self.compare(rows, columns, context.grid.num_blocks)
+        # The outputs of a net of fixed size are for the blocks of a document, wherever in a packed row they stand.
+        logits = self.compare(rows, None, self.config.max_num_blocks)  # (B, G, N, max_num_blocks)
+        index = number.clamp(max=self.config.max_num_blocks - 1)[:, None, None]
+        return logits.gather(-1, index.expand(*logits.shape[:-1], -1))
 
     def resume(self, blocks: Tensor | None, context: BlockContext, cache: SinkhornDynamicLayer) -> Tensor | None:
         """
@@ -363,7 +378,8 @@ class SinkhornAttention(nn.Module):
         filled = None if self.is_causal else context.grid.filled
         if self.config.attention_bias and filled is not None:
             key, value = (x.masked_fill(~filled[:, None, :, :, None], 0) for x in (key, value))
-        return tuple(soft_sort(sort_matrix, x, filled) for x in (key, value))
+        allowed = None if context.grid.document is None else context.allowed
+        return tuple(soft_sort(sort_matrix, x, filled, allowed) for x in (key, value))
 
     def _place(self, sort_matrix, mixed_key, mixed_value, filled, mask, cos, sin) -> SortedBlocks:
         """

@@ -20,9 +20,12 @@ try:  # a folder on the Hub, or any package
         allowed_pairs,
         block_grid,
         continued_grid,
+        document_lengths,
         local_offsets,
         local_window,
         nonempty_blocks,
+        packed_grid,
+        same_document,
         to_blocks,
     )
 except ImportError:  # flat modules, as installed
@@ -31,9 +34,12 @@ except ImportError:  # flat modules, as installed
         allowed_pairs,
         block_grid,
         continued_grid,
+        document_lengths,
         local_offsets,
         local_window,
         nonempty_blocks,
+        packed_grid,
+        same_document,
         to_blocks,
     )
 
@@ -103,6 +109,7 @@ def make_context(
     device: torch.device,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
+    documents: Tensor | None,
     cache: Any | None,
     past_length: int | Tensor,
     maps: bool,
@@ -113,6 +120,7 @@ def make_context(
         shape: `(B, L)`, of the new tokens.
         attention_mask: `(B, L + past_length)`, `None` where there is no padding.
         position_ids: `(B or 1, L)`, `None` for ranks among the real tokens of the row.
+        documents: `(B, L)`, of packed rows, the number of the document of each token; `None` where a row is one.
         cache: holds `past_length` tokens per row, padding included.
         maps: whether attention maps will be asked for.
         look: whether values may be read back to skip what is not due. Not while tracing.
@@ -126,11 +134,12 @@ def make_context(
             "with a larger `max_cache_len`."
         )
     if look:
-        _check_number_of_blocks(config, past_length + num_tokens)
+        longest = past_length + num_tokens if documents is None else int(document_lengths(documents).max())
+        _check_number_of_blocks(config, longest)
     blocks = tokens = None
     if set(config.layer_types) != {"full_attention"}:
         if cache is None:
-            blocks = whole_block_context(config, num_tokens, attention_mask, position_ids, rotary, device)
+            blocks = whole_block_context(config, num_tokens, attention_mask, position_ids, documents, rotary, device)
         else:
             blocks = cached_block_context(
                 config, shape, device, attention_mask, position_ids, past_length, max_length, rotary, look
@@ -144,16 +153,27 @@ def make_context(
             position_ids = (torch.arange(num_tokens, device=device) + past_length).unsqueeze(0)
             if attention_mask is not None:
                 position_ids = ((attention_mask != 0).cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
-        tokens = token_context(config, num_tokens, attention_mask, position_ids, rotary, past_length, max_length)
+        tokens = token_context(
+            config, num_tokens, attention_mask, position_ids, rotary, past_length, max_length, documents
+        )
     return Context(blocks, tokens)
 
 
 def whole_block_context(
-    config: Any, num_tokens: int, attention_mask: Tensor | None, position_ids: Tensor | None, rotary: Rotary, device
+    config: Any,
+    num_tokens: int,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    documents: Tensor | None,
+    rotary: Rotary,
+    device: torch.device,
 ) -> BlockContext:
-    """For whole rows. `attention_mask` `(B, L)` or `None`, `position_ids` `(B or 1, L)` or `None` for ranks."""
+    """For whole rows. Arguments as in `make_context`."""
     causal = config.is_decoder
-    grid = block_grid(num_tokens, config.block_size, attention_mask, device)
+    if documents is None:
+        grid = block_grid(num_tokens, config.block_size, attention_mask, device)
+    else:
+        grid = packed_grid(documents, config.block_size)
     if position_ids is None:
         position_ids = torch.arange(num_tokens, device=device).unsqueeze(0)
         if grid.slot_of_token is not None:
@@ -287,6 +307,7 @@ def token_context(
     rotary: Rotary,
     past_length: int | Tensor = 0,
     key_length: int | None = None,
+    documents: Tensor | None = None,
 ) -> TokenContext:
     """
     For ordinary attention. `attention_mask` `(B, tokens with those in the cache)` or `None`, `key_length` the keys of a
@@ -295,10 +316,12 @@ def token_context(
     cos, sin = rotary(position_ids)
     is_real = None if attention_mask is None else attention_mask[:, -num_tokens:] != 0
     from_start = isinstance(past_length, int) and past_length == 0 and key_length is None
-    if attention_mask is None and (from_start or not config.is_decoder):
-        return TokenContext(cos, sin, None, config.is_decoder, None)
     mask = None
     device = position_ids.device
+    if documents is not None:
+        mask = same_document(documents, documents).unsqueeze(1)
+    elif attention_mask is None and (from_start or not config.is_decoder):
+        return TokenContext(cos, sin, None, config.is_decoder, None)
     if attention_mask is not None:
         mask = attention_mask != 0
         if key_length is not None:
@@ -310,6 +333,16 @@ def token_context(
         earlier = (torch.arange(key_length, device=device) <= query.unsqueeze(-1)).view(1, 1, num_tokens, -1)
         mask = earlier if mask is None else mask & earlier
     return TokenContext(cos, sin, mask, False, is_real)
+
+
+def documents_of(position_ids: Tensor) -> Tensor | None:
+    """
+    `(B, L)` numbers of the documents of packed rows, which begin where positions do not grow; `None` where they always do.
+    """
+    restarts = position_ids.diff(dim=-1) <= 0
+    if not bool(restarts.any()):
+        return None
+    return torch.nn.functional.pad(restarts.long().cumsum(-1), (1, 0))
 
 
 def _check_number_of_blocks(config: Any, num_tokens: int) -> None:
@@ -360,6 +393,12 @@ def _not_local(config: Any, block: Tensor, source: Tensor, allowed: Tensor | Non
 
 def _sorted_mask(grid: BlockGrid, causal: bool, block: Tensor) -> Tensor | None:
     """A slot of a softly sorted block holds something if any source block fills it: block 0 fills the most."""
+    if grid.document is not None:
+        if causal:
+            return (grid.block_of_document > 0).unsqueeze(-1).expand(-1, -1, grid.block_size)
+        first = torch.arange(grid.num_blocks, device=block.device) - grid.block_of_document
+        mask = grid.filled.gather(1, first.unsqueeze(-1).expand(-1, -1, grid.block_size))
+        return mask & nonempty_blocks(grid).unsqueeze(-1)
     if causal:
         # Only blocks before i are sources, and these are full; block 0 has none.
         return (block > 0).view(1, -1, 1).expand(-1, -1, grid.block_size)
@@ -378,6 +417,9 @@ def _local_mask(grid: BlockGrid, config: Any, device: torch.device) -> Tensor | 
     if filled is None:
         filled = torch.ones(1, grid.num_blocks, grid.block_size, dtype=torch.bool, device=device)
     mask = local_window(filled, offsets).unsqueeze(2)
+    if grid.document is not None:
+        document = (grid.document + 1).unsqueeze(-1).expand(-1, -1, grid.block_size)  # 0 past the ends of a row
+        mask = mask & (local_window(document, offsets) == document[..., :1]).unsqueeze(2)
     if not config.is_decoder:
         return mask
     slot = torch.arange(grid.block_size, device=device)
@@ -388,6 +430,9 @@ def _local_mask(grid: BlockGrid, config: Any, device: torch.device) -> Tensor | 
 def _earlier_slots(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:
     """`(B or 1, M, 1 or b, N * b)`: what full attention on the grid may see."""
     mask = None if grid.filled is None else grid.filled.flatten(1)[:, None, None, :]
+    if grid.document is not None:
+        same = same_document(grid.document, grid.document).repeat_interleave(grid.block_size, -1)
+        mask = mask & same.unsqueeze(2).expand(-1, -1, grid.block_size, -1)
     if causal:
         slot = torch.arange(grid.num_blocks * grid.block_size, device=device)
         earlier = (slot <= slot.unsqueeze(-1)).view(1, grid.num_blocks, grid.block_size, -1)

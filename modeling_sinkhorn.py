@@ -48,12 +48,12 @@ try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention
     from .cache_sinkhorn import check_cache
     from .configuration_sinkhorn import SinkhornConfig
-    from .context_sinkhorn import Context, make_context
+    from .context_sinkhorn import Context, documents_of, make_context
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from cache_sinkhorn import check_cache
     from configuration_sinkhorn import SinkhornConfig
-    from context_sinkhorn import Context, make_context
+    from context_sinkhorn import Context, documents_of, make_context
 
 
 logger = logging.get_logger(__name__)
@@ -260,7 +260,9 @@ class SinkhornModel(SinkhornPreTrainedModel):
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
             attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it stands; with a cache, for the tokens
                 in it too. Padding changes nothing.
-            position_ids: `(B, L)`; by default the rank of each token among the real tokens of its row.
+            position_ids: `(B, L)`; by default the rank of each token among the real tokens of its row. Without a mask and a
+                cache, a position that is no larger than the one before it begins a new document (packed rows, as
+                `DataCollatorWithFlattening` makes them): documents do not see each other.
             past_key_values: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
                 it. Training starts none.
             output_attentions (`bool`): with `attn_implementation="eager"`, adds per layer `attentions`,
@@ -279,7 +281,10 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 "`output_attentions=True` needs the eager implementation: call "
                 '`model.set_attn_implementation("eager")`. No attention maps are returned.'
             )
-        past_key_values = self._cache_to_use(past_key_values, use_cache)
+        documents = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            documents = self._documents(position_ids, len(inputs_embeds))
+        past_key_values = self._cache_to_use(past_key_values, use_cache and documents is None)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):
             past_length = int(past_length)
@@ -299,6 +304,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
             inputs_embeds.device,
             attention_mask,
             position_ids,
+            documents,
             past_key_values,
             past_length,
             maps=kwargs.get("output_attentions", self.config.output_attentions),
@@ -310,6 +316,16 @@ class SinkhornModel(SinkhornPreTrainedModel):
         return SinkhornModelOutput(
             last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
         )
+
+    def _documents(self, position_ids: Tensor, batch: int) -> Tensor | None:
+        """`(B, L)`, of packed rows, the number of each token's document."""
+        documents = packed_documents(position_ids)
+        if documents is not None and "sortcut_attention" in self.config.layer_types:
+            raise ValueError(
+                "'sortcut_attention' reads the same sorted blocks everywhere in a row, so it cannot read packed rows "
+                "(`position_ids` that start again): give each document a row of its own, with an `attention_mask`."
+            )
+        return None if documents is None else documents.expand(batch, -1)
 
     def _cache_to_use(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
         if not self.config.is_decoder:
@@ -325,6 +341,17 @@ class SinkhornModel(SinkhornPreTrainedModel):
         if past_key_values is None and use_cache and not self.training:
             return DynamicCache(config=self.config)
         return past_key_values
+
+
+def packed_documents(position_ids: Tensor) -> Tensor | None:
+    """`documents_of`, or where a graph is made a check that there is one a row: their number would be a shape."""
+    if not is_tracing(position_ids):
+        return documents_of(position_ids)
+    torch._assert_async(
+        (position_ids.diff(dim=-1) > 0).all(),
+        "Packed rows (`position_ids` that start again) cannot be read by a compiled or exported model.",
+    )
+    return None
 
 
 def _check_mask(attention_mask: Tensor | None, inputs_embeds: Tensor, past_length: int | Tensor) -> Tensor | None:
@@ -480,6 +507,12 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
 
         Without an `attention_mask`, tokens equal to `config.pad_token_id` count as real.
         """
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            if packed_documents(position_ids) is not None:
+                raise ValueError(
+                    "`position_ids` start again, so a row holds several documents, but this model gives one prediction a "
+                    "row: give each document a row of its own, with an `attention_mask`."
+                )
         outputs = self.model(
             input_ids,
             attention_mask,

@@ -32,6 +32,8 @@ class BlockGrid(NamedTuple):
     slot_of_token: Tensor | None = None  # (B, L) the slot of each real token; of padding, anything valid
     is_real: Tensor | None = None  # (B, L) bool, False at padding
     filled: Tensor | None = None  # (B or 1, N, b) bool, False in slots without a token; None: every slot is filled
+    document: Tensor | None = None  # (B, N) of packed rows, which document of its row a block belongs to
+    block_of_document: Tensor | None = None  # (B, N) of packed rows, which block of its document it is
 
 
 def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None = None, device=None) -> BlockGrid:
@@ -79,6 +81,49 @@ def _padded_grid(num_tokens: int, block_size: int, num_blocks: int, is_real: Ten
     slot_of_token = (rank - 1 + offset).clamp(min=0)
     filled = filled.view(-1, num_blocks, block_size)
     return BlockGrid(num_tokens, block_size, num_blocks, token_of_slot, slot_of_token, is_real, filled)
+
+
+def document_lengths(document: Tensor) -> Tensor:
+    """`(B, L)` numbers of documents to the tokens of each, `(B, most documents of a row)`."""
+    lengths = document.new_zeros(len(document), int(document.max()) + 1)
+    return lengths.scatter_add_(1, document, torch.ones_like(document))
+
+
+def packed_grid(document: Tensor, block_size: int) -> BlockGrid:
+    """
+    The grid of rows that hold several documents end to end: each begins a block of its own, so that its blocks are those
+    that it would have alone.
+
+    Args:
+        document: `(B, L)`, the number of the document of each token, from 0 on in each row, in order.
+    """
+    batch, num_tokens = document.shape
+    device = document.device
+    lengths = document_lengths(document)
+    blocks = -(-lengths // block_size)
+    first_token, first_block = lengths.cumsum(1) - lengths, blocks.cumsum(1) - blocks
+    num_blocks = int(blocks.sum(1).max())
+    token = torch.arange(num_tokens, device=device).expand(batch, -1)
+    slot_of_token = token + (first_block * block_size - first_token).gather(1, document)
+    filled = torch.zeros(batch, num_blocks * block_size, dtype=torch.bool, device=device)
+    filled.scatter_(1, slot_of_token, True)
+    token_of_slot = torch.zeros(filled.shape, dtype=torch.long, device=device).scatter_(1, slot_of_token, token)
+    filled = filled.view(batch, num_blocks, block_size)
+    # A row with fewer blocks than another ends in empty ones, which are counted to its last document.
+    block = torch.arange(num_blocks, device=device).expand(batch, -1)
+    document_of_block = document.gather(1, token_of_slot[:, ::block_size])
+    document_of_block = torch.where(filled[..., 0], document_of_block, document[:, -1:])
+    return BlockGrid(
+        num_tokens,
+        block_size,
+        num_blocks,
+        token_of_slot,
+        slot_of_token,
+        torch.ones_like(document, dtype=torch.bool),
+        filled,
+        document_of_block,
+        block - first_block.gather(1, document_of_block),
+    )
 
 
 def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:
@@ -176,6 +221,16 @@ def causal_block_descriptors(
     return descriptors, after
 
 
+def packed_causal_descriptors(first_tokens: Tensor, sums: Tensor, grid: BlockGrid, pooling: str) -> Tensor:
+    """`causal_block_descriptors` `(B, N, E)` of packed rows, which begin anew with each document."""
+    block = torch.arange(grid.num_blocks, device=sums.device)
+    earlier = same_document(grid.document, grid.document) & (block < block.unsqueeze(-1))
+    descriptors = earlier.to(sums.dtype) @ sums + first_tokens
+    if pooling == "mean":
+        descriptors = descriptors / (grid.block_of_document * grid.block_size + 1).unsqueeze(-1)
+    return descriptors
+
+
 def nonempty_blocks(grid: BlockGrid) -> Tensor | None:
     """`(B, N)` bool, False for blocks that hold no real token; `None` where there is no padding, so none is empty."""
     return None if grid.is_real is None else grid.filled[..., 0]
@@ -187,11 +242,18 @@ def allowed_pairs(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor
     allowed = None
     if has_tokens is not None:
         allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
+    if grid.document is not None:
+        allowed = allowed & same_document(grid.document, grid.document).unsqueeze(1)
     if causal:
         block = torch.arange(grid.num_blocks, device=device)
         earlier = block.unsqueeze(0) < block.unsqueeze(-1)
         allowed = earlier.view(1, 1, *earlier.shape) if allowed is None else allowed & earlier
     return allowed
+
+
+def same_document(left: Tensor, right: Tensor) -> Tensor:
+    """`(B, M)` and `(B, N)` numbers of documents to `(B, M, N)` bool."""
+    return left.unsqueeze(-1) == right.unsqueeze(-2)
 
 
 def gumbel_noise(like: Tensor) -> Tensor:
@@ -343,7 +405,7 @@ def causal_floor(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 4
 
 
-def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Tensor:
+def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None, allowed: Tensor | None = None) -> Tensor:
     """
     Sorted block `i` = sum over `j` of `P[i, j]` block `j`, slot by slot, renormalised over the blocks that have a
     token in that slot (design section 2.5). In slots that no block fills the result is 0; mask them.
@@ -353,6 +415,7 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Ten
         blocks: `(B, G, N, b, E)`, zero in empty slots.
         filled: `(B or 1, N, b)` bool, slots that hold a token; `None` where every source block is full, as in a
             decoder, whose sources have a block after them.
+        allowed: bool, broadcastable to the sort matrix, where blocks that are filled may not be sources.
 
     Returns:
         `(B, G, n, b, E)` in the dtype of `blocks`.
@@ -363,6 +426,8 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None) -> Ten
     # The blocks that fill a slot may have weights that underflow to 0, or whose inverse overflows in half precision.
     with torch.autocast(blocks.device.type, enabled=False):
         sort_matrix = sort_matrix.clamp_min(1e-30)
+        if allowed is not None:
+            sort_matrix = sort_matrix.masked_fill(~allowed, 0)
         mixed = (sort_matrix @ sources.to(sort_matrix.dtype)).unflatten(-1, blocks.shape[3:])
         coverage = sort_matrix @ filled.unsqueeze(1).to(sort_matrix.dtype)
         mixed = mixed / torch.where(coverage > 0, coverage, 1).unsqueeze(-1)

@@ -27,7 +27,7 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     model.rotary_emb.inv_freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).double() / config.head_dim)
     rotary = DoubleRotary(model.rotary_emb)
     context = make_context(
-        config, rotary, x.shape[:2], x.device, attention_mask, position_ids, None, 0, maps=True, look=True
+        config, rotary, x.shape[:2], x.device, attention_mask, position_ids, None, None, 0, maps=True, look=True
     )
     output, attention_map, sort_matrix = attention(x, context, output_attentions=True)
     expected = reference_attention(
