@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import assert_close, padding_masks
 
+import sorting_sinkhorn
 from sorting_sinkhorn import (
     allowed_pairs,
     block_grid,
@@ -136,6 +137,28 @@ def test_backward_of_balancing_is_exact(iterations, masked):
     logits = torch.randn(2, 2, 4, 4, dtype=torch.double, requires_grad=True)
     allowed = allowed_pairs(block_grid(14, 4, padding_masks(14)[1:3]), False, logits.device) if masked else None
     assert torch.autograd.gradcheck(lambda x: sinkhorn_balance(x, allowed, iterations), logits)
+
+
+@pytest.mark.parametrize("scale, is_short_cut", [(1.0, True), (50.0, True), (400.0, False)])
+@pytest.mark.parametrize("iterations", [0, 1, 8])
+def test_causal_balancing_without_logarithms_is_the_same(scale, is_short_cut, iterations, monkeypatch):
+    torch.manual_seed(0)
+    logits = (torch.randn(2, 2, 9, 9) * scale).requires_grad_()
+    allowed = torch.ones(9, 9, dtype=torch.bool).tril(-1).expand(2, 2, 9, 9).clone()
+    allowed[1, :, 6:] = False  # blocks without a token
+    assert sorting_sinkhorn._spans_little(logits, allowed, iterations) == is_short_cut
+    upstream = torch.randn(2, 2, 9, 9)
+    results = []
+    for _ in range(2):
+        matrix, columns = causal_sinkhorn_balance(logits, allowed, iterations)
+        results.append((matrix, columns, *torch.autograd.grad(matrix, logits, upstream)))
+        monkeypatch.setattr(sorting_sinkhorn, "_spans_little", lambda *args: False)
+    for actual, expected in zip(*results):
+        assert actual.dtype == expected.dtype and actual.isfinite().all()
+        reached = expected > causal_floor(torch.float32) / 2
+        assert torch.equal(actual > causal_floor(torch.float32) / 2, reached)
+        if reached.any():  # without iterations there are no columns
+            assert_close(actual[reached], expected[reached], 1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -1,0 +1,316 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Time and peak memory of a forward and of a forward and backward against the length: ours, peers, and the floor, which is
+the same network with its attention taken out. In one process, rounds interleaved, after a check that ours compute what
+they are meant to.
+
+    python scripts/benchmark.py --results results/benchmark.json          # 15 minutes on two CPU cores
+    python scripts/benchmark.py --results runs/quick.json --quick         # 2 minutes
+    python scripts/plot_benchmark.py results/benchmark.json --output results/benchmark.png
+
+Weights and tokens are random: the cost does not depend on them. What was not measured says why in the results, which are
+written after each length; `--resume` goes on from them.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from benchmark_extras import (
+    LEAST_ROUNDS,
+    RAGGED_MODELS,
+    RAGGED_ROWS,
+    in_time,
+    least_rounds,
+    measure_checkpointing,
+    measure_long,
+    measure_packed,
+    measure_ragged,
+    packing_gain,
+)
+from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
+from benchmark_passes import BOTH, PASSES, single_row
+from benchmark_report import crossover, seconds_by_length, table
+from benchmark_timing import predict, summarize, time_rounds
+from memory import Task, fit_growth, peak_memory
+from parity_gate import check_all
+from run_record import provenance, write_json
+from tqdm import tqdm
+
+
+CPU_LENGTHS = [2**power for power in range(8, 15)]
+CUDA_LENGTHS = [2**power for power in range(8, 18)]
+QUICK = {
+    "lengths": [256, 512, 1024],
+    "seconds_per_length": 5.0,
+    "ragged_longest": 256,
+    "checkpointing_lengths": [1024],
+    "long_length": 0,
+    "minutes": 2.0,
+}
+SHARE_OF_EXTRAS = 0.2  # of the minutes
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    transformers.logging.set_verbosity_error()  # BigBird and Reformer tell what they settle on, for every model made
+    chosen = [name for name in names() if name == FLOOR or name in arguments.models]
+    deadline = time.perf_counter() + arguments.minutes * 60 if arguments.minutes else math.inf
+    parity = check_all([name for name in chosen if name in OURS], arguments.device)
+    models, left_out = describe(chosen, max(arguments.lengths))
+    record = {
+        **provenance(),
+        "command": ["scripts/benchmark.py", *sys.argv[1:]],
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("results", "resume")},
+        "models": models,
+        "left_out": left_out,
+        "dtype": arguments.dtype,
+        "seeds": {"weights": 0, "tokens": 0},
+        "parity": parity,
+        "rows": {name: {} for name in models},
+        "complete": False,
+    }
+    if arguments.resume:
+        record["rows"] = rows_so_far(arguments.results, record)
+    for length in sorted(arguments.lengths):
+        if str(length) not in record["rows"][FLOOR]:
+            for name, cell in measure_length(length, arguments, record["rows"], deadline).items():
+                record["rows"][name][str(length)] = cell
+            write_json(arguments.results, record)
+    record |= extras(arguments, record["rows"], deadline) | conclusions(record["rows"]) | {"complete": True}
+    write_json(arguments.results, record)
+    report(record, sorted(arguments.lengths))
+
+
+def parse_arguments() -> argparse.Namespace:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
+    parser.add_argument(
+        "--resume", action="store_true", help="Go on from that file, if commit and settings are the same."
+    )
+    parser.add_argument("--quick", action="store_true", help="Short lengths, few rounds.")
+    parser.add_argument(
+        "--models", nargs="+", default=names(), choices=names(), metavar="NAME", help="; ".join(names())
+    )
+    parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda.")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on CUDA.")
+    parser.add_argument("--lengths", type=int, nargs="+", help="In tokens; to 16,384 on a CPU, to 131,072 on CUDA.")
+    parser.add_argument("--seconds_per_length", type=float, default=20.0, help="For rounds beyond the least number.")
+    parser.add_argument("--max_seconds_per_pass", type=float, default=25.0, help="Slower models are left out.")
+    parser.add_argument(
+        "--minutes", type=float, default=14.0, help="In all; what would not fit is left out. 0: no limit."
+    )
+    parser.add_argument(
+        "--ragged_longest", type=int, default=2048, help="Longest row of the padded and of the packed batch; 0: none."
+    )
+    parser.add_argument("--checkpointing_lengths", type=int, nargs="*", default=[4096, 16384], help="In tokens.")
+    parser.add_argument("--long_length", type=int, default=65536, help="Of the long row, in tokens; 0: none.")
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
+    arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    arguments.dtype = arguments.dtype or ("float32" if on_cpu else "bfloat16")
+    arguments.lengths = arguments.lengths or (CPU_LENGTHS if on_cpu else CUDA_LENGTHS)
+    return arguments
+
+
+def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Configuration and number of parameters of each model, and why peers are left out that cannot be made."""
+    models, left_out = {}, {}
+    for name in chosen:
+        try:
+            contestant = make(name, length)
+        except (ImportError, ValueError, TypeError, AttributeError) as error:
+            if name not in PEERS:
+                raise
+            left_out[name] = f"{type(error).__name__}: {error}"
+            continue
+        models[name] = {"config": contestant.config, "parameters": contestant.parameters()}
+    return models, left_out
+
+
+def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Of an earlier run that was to measure the same, by the same code."""
+    if not results.exists():
+        return record["rows"]
+    earlier = json.loads(results.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(record))
+    different = [
+        key for key in ("commit", "settings", "models", "versions", "machine") if earlier.get(key) != now[key]
+    ]
+    if different:
+        raise SystemExit(
+            f"error: {results} has another {' and '.join(different)}; run without --resume to begin anew."
+        )
+    return earlier["rows"]
+
+
+# One length ----------------------------------------------------------------------------------------------------------
+
+
+def expected_seconds(rows: dict[str, Any], name: str, length: int) -> dict[str, float]:
+    """Per pass, from what was measured at shorter lengths."""
+    return {kind: predict(seconds_by_length(rows[name], kind), length) for kind in PASSES}
+
+
+def measure_length(
+    length: int, arguments: argparse.Namespace, rows: dict[str, Any], deadline: float
+) -> dict[str, Any]:
+    """`{model: cell}` at one length. A cell has what was measured, or `skipped`: why not."""
+    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    expected = {name: expected_seconds(rows, name, length) for name in rows}
+    skipped = too_slow(expected, arguments.max_seconds_per_pass)
+    costs = {n: sum(expected[n].values()) * (1 + least_rounds(n)) for n in rows if n not in skipped}
+    skipped |= too_costly(costs, time_for(length, arguments, deadline))
+    memory = {}
+    for name in tqdm([name for name in rows if name not in skipped], desc=f"{length:,} tokens: memory"):
+        task = Task(name, length, arguments.device, arguments.dtype)
+        memory[name] = peak_memory(task, timeout=4 * arguments.max_seconds_per_pass)
+        if "reason" in memory[name]:
+            skipped[name] = memory[name]["reason"]
+        elif (took := memory[name][BOTH]["seconds"]) > arguments.max_seconds_per_pass and name != FLOOR:
+            skipped[name] = f"a pass took {took:.0f} s"
+    contestants = {name: make(name, length, **place) for name in rows if name not in skipped}
+    timings = time_rounds(
+        contestants,
+        single_row(length).to(arguments.device),
+        arguments.seconds_per_length,
+        least_rounds,
+        expected=lambda name: memory[name][BOTH]["seconds"],
+    )
+    skipped |= timings.failures
+    cells = {name: {"skipped": reason} for name, reason in skipped.items()}
+    for name in timings.seconds:
+        cells[name] = summarize(timings, name, length)
+        if contestants[name].ran_as is not None:
+            cells[name]["ran_as"] = contestants[name].ran_as
+    add_memory(cells, memory)
+    return cells
+
+
+def too_slow(expected: dict[str, dict[str, float]], limit: float) -> dict[str, str]:
+    return {
+        name: f"a pass would take about {passes[BOTH]:.0f} s"
+        for name, passes in expected.items()
+        if passes[BOTH] > limit and name != FLOOR
+    }
+
+
+def time_for(length: int, arguments: argparse.Namespace, deadline: float) -> float:
+    """Seconds that a length may take: half of what is left, so that longer ones have their turn; the last one all."""
+    left = deadline - time.perf_counter() - SHARE_OF_EXTRAS * arguments.minutes * 60
+    return left if length == max(arguments.lengths) else left / 2
+
+
+def too_costly(costs: dict[str, float], left: float) -> dict[str, str]:
+    """The slowest models, as many as must go for the others to fit into the seconds that are left."""
+    skipped: dict[str, str] = {}
+    for name in sorted(costs, key=costs.get, reverse=True):
+        if sum(costs.values()) - sum(costs[other] for other in skipped) <= left:
+            break
+        if name not in (FLOOR, MAIN, FULL):
+            skipped[name] = f"would take about {costs[name]:.0f} s, more than --minutes leaves room for"
+    return skipped
+
+
+def add_memory(cells: dict[str, Any], memory: dict[str, Any]) -> None:
+    for name, measured in memory.items():
+        for kind in PASSES:
+            megabytes, floor = measured[kind]["megabytes"], memory[FLOOR][kind]["megabytes"]
+            cell = cells[name].setdefault(kind, {})
+            cell["megabytes"] = megabytes
+            cell["memory_ratio_to_floor"] = megabytes / floor if megabytes and floor else None
+        if "reason" in measured:
+            cells[name]["no_memory"] = measured["reason"]
+
+
+# The rest ------------------------------------------------------------------------------------------------------------
+
+
+def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float) -> dict[str, Any]:
+    """Long rows, activation checkpointing, padded and packed batches."""
+    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    result: dict[str, Any] = {}
+
+    def left() -> float:
+        return deadline - time.perf_counter()
+
+    def expected(name: str, length: int) -> float:
+        return expected_seconds(rows, name, length)[BOTH] if name in rows else 0.0
+
+    if MAIN in rows and arguments.long_length:
+        length = arguments.long_length
+        due = expected(MAIN, length) * 2.5  # one pass as it is, and one that computes the forward twice
+        print(f"A long row: {length:,} tokens")
+        result["long"] = in_time(due, left(), lambda: measure_long(length, place, timeout=600))
+    if MAIN in rows and arguments.checkpointing_lengths:
+        result["checkpointing"] = {}
+        for length in tqdm(arguments.checkpointing_lengths, desc="Activation checkpointing"):
+            due = expected(MAIN, length) * 2.5 * (1 + LEAST_ROUNDS)
+            result["checkpointing"][str(length)] = in_time(
+                due,
+                left(),
+                lambda length=length: measure_checkpointing(length, arguments.seconds_per_length / 2, place),
+            )
+    if arguments.ragged_longest:
+        print("A padded batch")
+        longest, budget = arguments.ragged_longest, arguments.seconds_per_length
+        passes = sum(expected(name, longest) * least_rounds(name) for name in RAGGED_MODELS)
+        due = passes * RAGGED_ROWS * 1.4  # with the forward alone
+        result["ragged"] = in_time(due, left(), lambda: measure_ragged(list(rows), longest, budget, place))
+        print("The same documents in one row")
+        result["packed"] = in_time(due, left(), lambda: measure_packed(list(rows), longest, budget, place))
+        result["packed"] |= packing_gain(result["ragged"], result["packed"])
+    return result
+
+
+def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
+    """How time and memory grow, from where on ours is faster, and what BigBird ran as."""
+    growth = {}
+    for name, cells in rows.items():
+        lengths = list(map(int, cells))
+        growth[name] = {
+            f"{kind}_{figure}": fit_growth(lengths, [cell.get(kind, {}).get(figure) for cell in cells.values()])
+            for kind in PASSES
+            for figure in ("megabytes", "seconds")
+        }
+    others = [name for name in rows if name == FULL or name in PEERS] if MAIN in rows else []
+    ran_as = {
+        name: {length: cell["ran_as"] for length, cell in cells.items() if "ran_as" in cell}
+        for name, cells in rows.items()
+    }
+    return {
+        "growth": growth,
+        "crossover": {
+            name: crossover(seconds_by_length(rows[MAIN]), seconds_by_length(rows[name])) for name in others
+        },
+        "ran_as": {name: kinds for name, kinds in ran_as.items() if kinds},
+    }
+
+
+def report(record: dict[str, Any], lengths: list[int]) -> None:
+    for kind in PASSES:
+        print(f"\n{table(record['rows'], lengths, kind)}")
+    print()
+    for name, found in record["crossover"].items():
+        if found["measured"] is None:
+            print(f"{MAIN} is not faster than {name} at {found['compared_up_to']} tokens")
+        else:
+            print(f"{MAIN} is faster than {name} from {found['measured']:,} tokens on (measured)")
+    for name, reason in record["left_out"].items():
+        print(f"left out: {name}: {reason}")
+    for name, cells in record["rows"].items():
+        for length, cell in cells.items():
+            if "skipped" in cell:
+                print(f"not measured: {name} at {int(length):,}: {cell['skipped']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""What `benchmark.py` makes of its rows: from which length on one model is faster than another, and a table."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from benchmark_passes import BOTH
+
+
+def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str, float | None]:
+    """
+    Args:
+        ours, other: seconds by length. Only lengths that both were measured at count.
+
+    Returns:
+        `measured`: the shortest length from which on ours is faster, at it and all longer ones; `None` if it is slower
+        at the longest. `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at
+        that length and at the one before; `None` where there is no such pair. `compared_up_to`: the longest length.
+    """
+    lengths = sorted(ours.keys() & other.keys())
+    found: dict[str, float | None] = {"measured": None, "interpolated": None, "compared_up_to": None}
+    if not lengths:
+        return found
+    found["compared_up_to"] = lengths[-1]
+    first = len(lengths)
+    while first > 0 and ours[lengths[first - 1]] < other[lengths[first - 1]]:
+        first -= 1
+    if first == len(lengths):
+        return found
+    found["measured"] = lengths[first]
+    if first > 0:
+        before, after = lengths[first - 1], lengths[first]
+        slower, faster = (math.log(ours[length] / other[length]) for length in (before, after))
+        found["interpolated"] = before * (after / before) ** (slower / (slower - faster))
+    return found
+
+
+def seconds_by_length(cells: Mapping[str, Any], kind: str = BOTH) -> dict[int, float]:
+    """Of one model's cells, those that were measured."""
+    return {int(length): cell[kind]["seconds"] for length, cell in cells.items() if "skipped" not in cell}
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str = BOTH) -> str:
+    """Markdown: the ratio to the floor, and tokens per second in brackets."""
+    width = max(map(len, rows))
+    title = {"forward": "forward", BOTH: "forward and backward"}[kind]
+    lines = [
+        f"{title}: time as a multiple of the floor's (tokens per second)",
+        "",
+        f"| {'model':{width}} | " + " | ".join(f"{length:>15,}" for length in lengths) + " |",
+        f"|-{'-' * width}-|" + "".join(f"-{'-' * 15}:|" for _ in lengths),
+    ]
+    for name, cells in rows.items():
+        printed = []
+        for length in lengths:
+            cell = cells.get(str(length), {"skipped": ""})
+            if "skipped" in cell:
+                printed.append("-")
+            else:
+                printed.append(f"{cell[kind]['ratio_to_floor']:.2f} ({cell[kind]['tokens_per_second']:,.0f})")
+        lines.append(f"| {name:{width}} | " + " | ".join(f"{text:>15}" for text in printed) + " |")
+    return "\n".join(lines)
