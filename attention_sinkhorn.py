@@ -433,7 +433,7 @@ class SinkhornAttention(nn.Module):
             # To sort again would give the same, but for positions that only the pass knew that opened the block.
             parts = zip(blocks[:3], cache.open_block)
             blocks = SortedBlocks(*(_replace_first(new, kept, was_open, dim=1) for new, kept in parts), blocks.source)
-        row = torch.arange(len(was_open), device=was_open.device)
+        row = torch.arange(was_open.shape[0], device=was_open.device)
         last = (part[row, cached.last_block].unsqueeze(1) for part in blocks[:3])
         cache.keep_open_block(OpenBlock(*last), sort_matrix[row, :, cached.last_block])
         return sort_matrix, blocks
@@ -720,7 +720,9 @@ def _local_map(weights: Tensor, offsets: range, context: BlockContext) -> Tensor
     offset = torch.tensor(list(offsets), device=weights.device)
     is_source = (touched[..., None, None] + offset.view(-1, 1)) == block  # (B or 1, M, offsets, N)
     weights = weights.unflatten(-1, (len(offsets), -1))
-    return torch.einsum("bhiqot,bioj->bhiqjt", weights, is_source.expand(len(weights), -1, -1, -1).to(weights.dtype))
+    return torch.einsum(
+        "bhiqot,bioj->bhiqjt", weights, is_source.expand(weights.shape[0], -1, -1, -1).to(weights.dtype)
+    )
 
 
 def _map_of_tokens(grid_map: Tensor, grid: BlockGrid, key_grid: BlockGrid) -> Tensor:
@@ -733,7 +735,7 @@ def _tokens_of_slots(grid_map: Tensor, grid: BlockGrid, dim: int) -> Tensor:
     """Slots to tokens in dimension `dim` of `(B, H, rows, columns)`, 0 at padding."""
     if grid.slot_of_token is None:
         return grid_map.narrow(dim, 0, grid.num_tokens)
-    shape = [len(grid.slot_of_token), 1, 1, 1]
+    shape = [grid.slot_of_token.shape[0], 1, 1, 1]
     shape[dim] = grid.num_tokens
     sizes = list(grid_map.shape)
     sizes[dim] = grid.num_tokens

@@ -116,7 +116,7 @@ class _BlockStates:
     def _state(self, name: str, *shape: int, like: Tensor) -> Tensor:
         """The state of that name, made on first use; `shape` without the batch."""
         if getattr(self, name) is None:
-            setattr(self, name, like.new_zeros(len(like), *shape))
+            setattr(self, name, like.new_zeros(like.shape[0], *shape))
         return getattr(self, name)
 
     def keep(self, name: str, value: Tensor) -> None:
@@ -165,7 +165,7 @@ class _BlockStates:
         b, num_blocks = self.block_size, self._num_recent_blocks()
         ring, width = num_blocks * b, blocks.shape[-1]
         if self.recent_inputs is None:
-            self.recent_inputs = blocks.new_zeros(len(blocks), ring + 1, width)
+            self.recent_inputs = blocks.new_zeros(blocks.shape[0], ring + 1, width)
         elif self.recent_inputs.shape[1] != ring + 1:
             self._resize_recent(num_blocks, context)
         held = None

@@ -231,7 +231,7 @@ def cached_block_context(
     if position_ids is None:
         positions = slots
     else:
-        positions = to_blocks(position_ids.expand(len(counts), -1), grid)
+        positions = to_blocks(position_ids.expand(batch, -1), grid)
     last_block = ((counts - 1).clamp(min=0) // b - first_block).clamp(min=0)
 
     # A step of one token rarely opens or fills a block. The first one makes the states, even where all is padding.

@@ -564,7 +564,7 @@ def pool_tokens(hidden_states: Tensor, attention_mask: Tensor | None, pooling: s
     if pooling == "cls":
         order = -order
     index = order.masked_fill(~is_real, -is_real.shape[1]).argmax(1)
-    return hidden_states[torch.arange(len(index), device=index.device), index]
+    return hidden_states[torch.arange(index.shape[0], device=index.device), index]
 
 
 class SinkhornForTokenClassification(SinkhornPreTrainedModel):

@@ -72,14 +72,15 @@ def continued_grid(is_real: Tensor, offset: Tensor, block_size: int) -> BlockGri
 
 
 def _padded_grid(num_tokens: int, block_size: int, num_blocks: int, is_real: Tensor, offset: Tensor | int = 0):
+    num_slots = num_blocks * block_size
     rank = is_real.cumsum(-1)
-    slots = torch.arange(num_blocks * block_size, device=is_real.device) - offset
-    filled = (slots >= 0) & (slots < rank[:, -1:])
-    # A stable sort puts the real tokens first, in their order; padding follows and is never read.
-    order = torch.argsort((~is_real).to(torch.uint8), dim=-1, stable=True)
-    token_of_slot = order.gather(1, slots.clamp(0, num_tokens - 1).expand(len(order), -1))
+    slots = torch.arange(num_slots, device=is_real.device) - offset
+    filled = ((slots >= 0) & (slots < rank[:, -1:])).view(-1, num_blocks, block_size)
     slot_of_token = (rank - 1 + offset).clamp(min=0)
-    filled = filled.view(-1, num_blocks, block_size)
+    # The inverse. Padding goes to one slot past the last, which is cut off; not a sort, which ONNX has none of.
+    tokens = torch.arange(num_tokens, device=is_real.device).expand_as(rank)
+    token_of_slot = rank.new_zeros(rank.shape[0], num_slots + 1)
+    token_of_slot = token_of_slot.scatter(1, slot_of_token.masked_fill(~is_real, num_slots), tokens)[:, :-1]
     return BlockGrid(num_tokens, block_size, num_blocks, token_of_slot, slot_of_token, is_real, filled)
 
 
@@ -210,10 +211,11 @@ def causal_block_descriptors(
         The descriptors `(B, N, E)` in float32 (meaningless for blocks without a token), and `(B, N, E)`: the sum over
         all tokens to the end of each block.
     """
-    start = torch.zeros_like(sums[:, :1]) if before is None else before.unsqueeze(1)
+    start = (torch.zeros_like(sums[:, 0]) if before is None else before).unsqueeze(1)
     after = sums.cumsum(1) + start
-    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens.
-    descriptors = torch.cat((start, after[:, :-1]), dim=1) + first_tokens
+    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens. Cut last: a
+    # graph for any length would be tied to the size of `after[:, :-1]`.
+    descriptors = torch.cat((start, after), dim=1)[:, :-1] + first_tokens
     if pooling == "mean":
         block = torch.arange(sums.shape[1], device=sums.device)
         block = block if first_block is None else block + first_block.unsqueeze(-1)
@@ -452,8 +454,9 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     """
     candidates = candidates.expand_as(sort_matrix)
     scores = sort_matrix.detach().masked_fill(~candidates, -1.0)
-    if sort_matrix.shape[-1] < num_sorted_blocks:  # there are always as many places, if not candidates
-        missing = num_sorted_blocks - sort_matrix.shape[-1]
+    # There are always as many places, if not candidates. A graph for any length cannot ask how many are missing.
+    missing = num_sorted_blocks - (1 if torch.compiler.is_compiling() else sort_matrix.shape[-1])
+    if missing > 0:
         scores, sort_matrix = (
             nn.functional.pad(scores, (0, missing), value=-1.0),
             nn.functional.pad(sort_matrix, (0, missing)),
