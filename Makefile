@@ -3,27 +3,38 @@
 #   make demo    train the long-document classifier on the data that ships, and print its table
 #   make test    check style and run every test but the slow ones
 #
-# Both first make `.venv` with the versions in constraints.txt; a second call finds it ready.
-# Variables: PYTHON (which Python makes the environment, 3.11 or newer), OUT (where the demo writes), and ARGS (more
-# flags for the script or for pytest): make demo OUT=runs/other ARGS="--seed 2"; make test ARGS="-k readme"
+# And a third, `make benchmark`, measures speed and memory beside other models, in 15 minutes (ARGS=--quick: in 2).
+#
+# Each first makes `.venv` with the versions in constraints.txt; a second call finds it ready.
+# Variables: PYTHON (which Python makes the environment, 3.11 or newer), OUT (where the demo writes), RESULTS (where the
+# benchmark does), and ARGS (more flags for the script or for pytest): make demo OUT=runs/other ARGS="--seed 2"; make
+# test ARGS="-k readme"
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= runs/sotu
+RESULTS ?= runs/benchmark.json
 ARGS ?=
 
 BIN := $(VENV)/bin
 # What the installed versions depend on: when one of these files is newer than the stamp, pip runs again.
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo test install style clean
+# The package of an earlier implementation has the name of this one, so it is kept apart.
+PEERS := .cache/peers
+
+.PHONY: demo test benchmark install style clean
 
 demo: $(VENV)/.train
 	$(BIN)/python scripts/run_classification.py --output_dir $(OUT) $(ARGS)
 
 test: $(VENV)/.dev style
 	$(BIN)/python -m pytest $(ARGS)
+
+benchmark: $(VENV)/.benchmark
+	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(ARGS)
+	$(BIN)/python scripts/plot_benchmark.py $(RESULTS) --output $(RESULTS:.json=.png)
 
 style: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -43,6 +54,11 @@ $(VENV)/.train: $(PINS) | $(BIN)/python
 
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@ $(VENV)/.train
+
+$(VENV)/.benchmark: $(PINS) | $(BIN)/python
+	$(BIN)/python -m pip install -c constraints.txt -e ".[benchmark]"
+	$(BIN)/python -m pip install --no-deps --upgrade --target $(PEERS) sinkhorn_transformer==0.11.4
 	@touch $@ $(VENV)/.train
 
 clean:
