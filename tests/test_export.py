@@ -73,11 +73,11 @@ def to_onnx(tmp_path: Path) -> Callable:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
+        output_names = [output.name for output in session.get_outputs()]
 
         def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-            outputs = session.run(names, {name: tensor.numpy() for name, tensor in inputs.items()})
-            return {name: torch.from_numpy(output) for name, output in zip(names, outputs)}
+            outputs = session.run(output_names, {name: tensor.numpy() for name, tensor in inputs.items()})
+            return {name: torch.from_numpy(output) for name, output in zip(output_names, outputs)}
 
         return run
 
@@ -101,7 +101,7 @@ def test_onnx_predicts_tokens_at_any_length_and_padding(to_onnx):
     check_onnx(to_onnx(model, *MASKED, use_cache=False), model, *MASKED)
 
 
-@pytest.mark.slow  # six minutes of export
+@pytest.mark.slow  # five minutes of export
 @pytest.mark.parametrize("names", [MASKED, ("input_ids",)], ids=str)
 @pytest.mark.parametrize("layer_type, assignment, is_decoder", layer_cases())
 def test_onnx_of_every_layer(layer_type, assignment, is_decoder, names, to_onnx):
@@ -109,7 +109,7 @@ def test_onnx_of_every_layer(layer_type, assignment, is_decoder, names, to_onnx)
     check_onnx(to_onnx(model, *names, use_cache=False), model, *names, output="last_hidden_state")
 
 
-@pytest.mark.slow  # two minutes of export
+@pytest.mark.slow  # a minute of export
 @pytest.mark.parametrize(
     "model_class, output, overrides",
     [
@@ -198,7 +198,7 @@ def test_compiles_once_more_for_a_second_length_and_never_again(overrides):
     assert graphs_over_lengths(model, (37, 64, 5, 12, 101), dynamic=None) == [1, 2, 2, 2, 2]
 
 
-@pytest.mark.slow  # a minute of compilation
+@pytest.mark.slow  # two minutes of compilation
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("is_decoder", [False, True])
 def test_compiles_once_for_all_lengths_if_told_that_they_vary(is_decoder, assignment):
