@@ -1,8 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What `benchmark.py` makes of its rows: from which length on one model is faster than another, and a table."""
+"""
+What `benchmark.py` makes of its rows: from which length on one model is faster than another, and tables.
 
+    python scripts/benchmark_report.py results/benchmark.json    # the tables of README.md, each number with its source
+"""
+
+import argparse
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from benchmark_passes import BOTH
@@ -61,3 +68,30 @@ def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str =
                 printed.append(f"{cell[kind]['ratio_to_floor']:.2f} ({cell[kind]['tokens_per_second']:,.0f})")
         lines.append(f"| {name:{width}} | " + " | ".join(f"{text:>15}" for text in printed) + " |")
     return "\n".join(lines)
+
+
+def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str, decimals: int) -> str:
+    """Markdown of one figure of a forward and backward at each length, with the path in `file` of each number."""
+    lengths = sorted({int(length) for cells in rows.values() for length in cells})
+    lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
+    for name, cells in rows.items():
+        printed, paths = [], []
+        for length in map(str, lengths):
+            value = cells.get(length, {}).get(BOTH, {}).get(figure)
+            printed.append("-" if value is None else f"{value:.{decimals}f}")
+            paths += [] if value is None else [f"rows.{name}.{length}.{BOTH}.{figure}"]
+        lines.append(f"| {name} | " + " | ".join(printed) + f" | <!-- from {file}: {'; '.join(paths)} -->")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="JSON file that benchmark.py wrote.")
+    arguments = parser.parse_args()
+    rows = json.loads(arguments.results.read_text(encoding="utf-8"))["rows"]
+    for figure, decimals in (("ratio_to_floor", 2), ("memory_ratio_to_floor", 2), ("megabytes", 0)):
+        print(f"{figure}, forward and backward\n\n{sourced_table(str(arguments.results), rows, figure, decimals)}\n")
+
+
+if __name__ == "__main__":
+    main()
