@@ -27,7 +27,6 @@ try:  # a folder on the Hub, or any package
     from .sorting_sinkhorn import (
         BlockGrid,
         HardSort,
-        block_descriptors,
         block_means,
         block_sums,
         causal_block_descriptors,
@@ -53,7 +52,6 @@ except ImportError:  # flat modules, as installed
     from sorting_sinkhorn import (
         BlockGrid,
         HardSort,
-        block_descriptors,
         block_means,
         block_sums,
         causal_block_descriptors,
@@ -107,7 +105,8 @@ class SinkhornSortNet(nn.Module):
         """`(B, N, b, E)` blocks of the attention's input to the sort matrix `(B, G, N, N)` in float32."""
         pooling = self.config.sort_pooling
         if not self.config.is_decoder:
-            descriptors, means = block_descriptors(blocks, context.grid, pooling), block_means(blocks, context.grid)
+            means = block_means(blocks, context.grid)
+            descriptors = means if pooling == "mean" else block_sums(blocks)
             logits = self.logits(descriptors, means, blocks, context)
             return sinkhorn_balance(self.perturb(logits), context.balanced, self.config.sinkhorn_iterations)
         sums, b = block_sums(blocks), self.config.block_size

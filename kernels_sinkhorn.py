@@ -66,7 +66,7 @@ def block_attention(
 
     Args:
         query: `(B, N, b, H, D)`, not rotated yet.
-        key, value: `(B, G, N, b, D)`, not rotated yet.
+        key, value: `(B, G, N, b, D)`, not rotated yet; contiguous where blocks are gathered from them.
         beside: what is sorted beside the blocks; `None` for nothing.
         mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output for
             a query that may see nothing is finite, and has no meaning.
@@ -145,10 +145,8 @@ class _Chunk:
         self.keys = query.new_empty(self.size, self.num_groups, num_keys, width)
         self.values = torch.empty_like(self.keys)
         # The query heads of one key/value head are rows of one matrix.
-        self.scores = query.new_empty(
-            self.size * self.num_groups, heads // self.num_groups * self.block_size, num_keys
-        )
-        self.weights = torch.empty_like(self.scores)
+        num_rows = heads // self.num_groups * self.block_size
+        self.weights = query.new_empty(self.size * self.num_groups, num_rows, num_keys)
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
         """Rows of the batch, and the blocks of each chunk."""
@@ -171,14 +169,8 @@ class _Chunk:
                 )
             else:
                 source = self.sources(row, blocks)
-                sorted_key, sorted_value = (
-                    x[row]
-                    .flatten(0, 1)
-                    .flatten(1)
-                    .index_select(0, source)
-                    .view(n, self.num_groups, self.num_sorted, -1)
-                    for x in (self.key, self.value)
-                )
+                gathered = (_as_rows(x[row]).index_select(0, source) for x in (self.key, self.value))
+                sorted_key, sorted_value = (x.view(n, self.num_groups, self.num_sorted, -1) for x in gathered)
             _rotate(keys[:, :, : self.num_sorted], sorted_key, *self.sorted_tables(row, blocks))
             values[:, :, : self.num_sorted].copy_(sorted_value)
         queries = queries.view(n * self.num_groups, -1, queries.shape[-1])
@@ -257,7 +249,7 @@ class _Gradients:
         source = chunk.sources(row, blocks)
         turned = _rotate(torch.empty_like(keys[:, :, :cut]), keys[:, :, :cut], cos, sin, back=True)
         for total, grad in ((self.key, turned), (self.value, values[:, :, :cut])):
-            total[row].flatten(0, 1).flatten(1).index_add_(0, source, grad.reshape(len(source), -1))
+            _as_rows(total[row]).index_add_(0, source, grad.reshape(len(source), -1))
 
     def store_weight(self, row: int, blocks: slice, grad: Tensor, gathered: Tensor, add: bool) -> None:
         """The part of the gradient of the weights that came through the keys, or the values, that they multiplied."""
@@ -265,6 +257,11 @@ class _Gradients:
         part = (gathered * grad).unflatten(2, (-1, self.chunk.block_size)).sum((-1, -2)).transpose(0, 1)  # (G, n, S)
         target = self.weight[row, :, blocks]
         target.copy_(target + part if add else part)
+
+
+def _as_rows(blocks: Tensor) -> Tensor:
+    """`(G, N, b, D)` to one row per block, a view."""
+    return blocks.view(blocks.shape[0] * blocks.shape[1], -1)
 
 
 def _rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ Imports torch alone.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -172,21 +173,6 @@ def block_lengths(grid: BlockGrid) -> Tensor | int:
     return grid.block_size if grid.filled is None else grid.filled.sum(-1, keepdim=True)
 
 
-def block_descriptors(blocks: Tensor, grid: BlockGrid, pooling: str) -> Tensor:
-    """
-    What a bidirectional SortNet reads of each destination block (design section 2.2): the sum or mean over the
-    block's real tokens.
-
-    Args:
-        blocks: `(B, N, b, E)`, zero in empty slots.
-        pooling: `"sum"` or `"mean"`.
-
-    Returns:
-        `(B, N, E)` in float32; 0 for blocks without a real token.
-    """
-    return block_means(blocks, grid) if pooling == "mean" else block_sums(blocks)
-
-
 def causal_block_descriptors(
     first_tokens: Tensor,
     sums: Tensor,
@@ -275,7 +261,7 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
     Returns:
         `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
     """
-    return _SinkhornBalance.apply(_mask_logits(logits, allowed), iterations)
+    return _SinkhornBalance.apply(_mask_logits(logits, allowed), iterations, allowed is not None)
 
 
 class _SinkhornBalance(torch.autograd.Function):
@@ -285,14 +271,15 @@ class _SinkhornBalance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, iterations: int) -> Tensor:
+    def forward(ctx, logits: Tensor, iterations: int, masked: bool) -> Tensor:
+        logsumexp = _finite_logsumexp if masked else partial(torch.logsumexp, keepdim=True)
         column = torch.zeros_like(logits[..., :1, :])
         potentials = []
         for _ in range(iterations):
-            row = _finite_logsumexp(logits - column, -1)
+            row = logsumexp(logits - column, -1)
             potentials += [column, row]
-            column = _finite_logsumexp(logits - row, -2)
-        row = _finite_logsumexp(logits - column, -1)
+            column = logsumexp(logits - row, -2)
+        row = logsumexp(logits - column, -1)
         ctx.save_for_backward(logits, *potentials, column, row)
         return (logits - row - column).exp()
 
@@ -317,7 +304,7 @@ class _SinkhornBalance(torch.autograd.Function):
             matrix = (logits - row - column).exp()
             grad_logits = torch.addcmul(grad_logits, matrix, grad_row)
             grad_column = -(matrix * grad_row).sum(-2, keepdim=True)
-        return grad_logits, None
+        return grad_logits, None, None
 
 
 def causal_sinkhorn_balance(

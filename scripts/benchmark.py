@@ -54,7 +54,7 @@ QUICK = {
     "long_length": 0,
     "minutes": 2.0,
 }
-SHARE_OF_EXTRAS = 0.2  # of the minutes
+SHARE_OF_EXTRAS = 0.33  # of the minutes
 
 
 def main() -> None:
@@ -108,7 +108,7 @@ def parse_arguments() -> argparse.Namespace:
         "--minutes", type=float, default=14.0, help="In all; what would not fit is left out. 0: no limit."
     )
     parser.add_argument(
-        "--ragged_longest", type=int, default=2048, help="Longest row of the padded and of the packed batch; 0: none."
+        "--ragged_longest", type=int, default=1024, help="Longest row of the padded and of the packed batch; 0: none."
     )
     parser.add_argument("--checkpointing_lengths", type=int, nargs="*", default=[4096, 16384], help="In tokens.")
     parser.add_argument("--long_length", type=int, default=65536, help="Of the long row, in tokens; 0: none.")
