@@ -36,9 +36,9 @@ from benchmark_extras import (
 )
 from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
 from benchmark_passes import BOTH, PASSES, single_row
-from benchmark_report import crossover, seconds_by_length, table
+from benchmark_report import conclusions, seconds_by_length, table
 from benchmark_timing import predict, summarize, time_rounds
-from memory import Task, fit_growth, peak_memory
+from memory import Task, peak_memory
 from parity_gate import check_all
 from run_record import provenance, write_json
 from tqdm import tqdm
@@ -269,30 +269,6 @@ def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float)
         result["packed"] = in_time(due, left(), lambda: measure_packed(list(rows), longest, budget, place))
         result["packed"] |= packing_gain(result["ragged"], result["packed"])
     return result
-
-
-def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
-    """How time and memory grow, from where on ours is faster, and what BigBird ran as."""
-    growth = {}
-    for name, cells in rows.items():
-        lengths = list(map(int, cells))
-        growth[name] = {
-            f"{kind}_{figure}": fit_growth(lengths, [cell.get(kind, {}).get(figure) for cell in cells.values()])
-            for kind in PASSES
-            for figure in ("megabytes", "seconds")
-        }
-    others = [name for name in rows if name == FULL or name in PEERS] if MAIN in rows else []
-    ran_as = {
-        name: {length: cell["ran_as"] for length, cell in cells.items() if "ran_as" in cell}
-        for name, cells in rows.items()
-    }
-    return {
-        "growth": growth,
-        "crossover": {
-            name: crossover(seconds_by_length(rows[MAIN]), seconds_by_length(rows[name])) for name in others
-        },
-        "ran_as": {name: kinds for name, kinds in ran_as.items() if kinds},
-    }
 
 
 def report(record: dict[str, Any], lengths: list[int]) -> None:

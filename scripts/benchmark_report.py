@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark_passes import BOTH
+from benchmark_models import FULL, MAIN, PEERS, names
+from benchmark_passes import BOTH, PASSES
+from memory import fit_growth
+from run_record import write_json
 
 
 def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str, float | None]:
     """
     Args:
-        ours, other: seconds by length. Only lengths that both were measured at count.
+        ours, other: times by length, in one unit. Only lengths that both were measured at count.
 
     Returns:
         `measured`: the shortest length from which on ours is faster, at it and all longer ones; `None` if it is slower
@@ -43,9 +46,38 @@ def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str
     return found
 
 
-def seconds_by_length(cells: Mapping[str, Any], kind: str = BOTH) -> dict[int, float]:
+def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
+    """How time and memory grow, from where on ours is faster, and what BigBird ran as."""
+    growth = {}
+    for name, cells in rows.items():
+        lengths = list(map(int, cells))
+        growth[name] = {
+            f"{kind}_{figure}": fit_growth(lengths, [cell.get(kind, {}).get(figure) for cell in cells.values()])
+            for kind in PASSES
+            for figure in ("megabytes", "seconds")
+        }
+    others = [name for name in rows if name == FULL or name in PEERS] if MAIN in rows else []
+    ran_as = {
+        name: {length: cell["ran_as"] for length, cell in cells.items() if "ran_as" in cell}
+        for name, cells in rows.items()
+    }
+    return {
+        "growth": growth,
+        "crossover": {
+            name: crossover(by_length(rows[MAIN], "ratio_to_floor"), by_length(rows[name], "ratio_to_floor"))
+            for name in others
+        },
+        "ran_as": {name: kinds for name, kinds in ran_as.items() if kinds},
+    }
+
+
+def by_length(cells: Mapping[str, Any], figure: str, kind: str = BOTH) -> dict[int, float]:
     """Of one model's cells, those that were measured."""
-    return {int(length): cell[kind]["seconds"] for length, cell in cells.items() if "skipped" not in cell}
+    return {int(length): cell[kind][figure] for length, cell in cells.items() if "skipped" not in cell}
+
+
+def seconds_by_length(cells: Mapping[str, Any], kind: str = BOTH) -> dict[int, float]:
+    return by_length(cells, "seconds", kind)
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str = BOTH) -> str:
@@ -74,8 +106,8 @@ def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str,
     """Markdown of one figure of a forward and backward at each length, with the path in `file` of each number."""
     lengths = sorted({int(length) for cells in rows.values() for length in cells})
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
-    for name, cells in rows.items():
-        printed, paths = [], []
+    for name in (name for name in names() if name in rows):
+        cells, printed, paths = rows[name], [], []
         for length in map(str, lengths):
             value = cells.get(length, {}).get(BOTH, {}).get(figure)
             printed.append("-" if value is None else f"{value:.{decimals}f}")
@@ -87,8 +119,12 @@ def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, help="JSON file that benchmark.py wrote.")
+    parser.add_argument("--update", action="store_true", help="Draw the conclusions in the file from its rows anew.")
     arguments = parser.parse_args()
-    rows = json.loads(arguments.results.read_text(encoding="utf-8"))["rows"]
+    record = json.loads(arguments.results.read_text(encoding="utf-8"))
+    rows = record["rows"]
+    if arguments.update:
+        write_json(arguments.results, record | conclusions(rows))
     for figure, decimals in (("ratio_to_floor", 2), ("memory_ratio_to_floor", 2), ("megabytes", 0)):
         print(f"{figure}, forward and backward\n\n{sourced_table(str(arguments.results), rows, figure, decimals)}\n")
 

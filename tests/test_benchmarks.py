@@ -24,7 +24,7 @@ import memory  # noqa: E402
 import parity_gate  # noqa: E402
 from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS, VOCAB, make, names  # noqa: E402
 from benchmark_passes import packed_batch, ragged_batch  # noqa: E402
-from benchmark_report import crossover  # noqa: E402
+from benchmark_report import by_length, crossover  # noqa: E402
 from benchmark_timing import Timings, predict, time_rounds  # noqa: E402
 
 
@@ -104,10 +104,9 @@ def test_training(training_record):
         assert cells["128"]["forward_backward"]["megabytes"] > cells["64"]["forward_backward"]["megabytes"]
         assert record["growth"][name]["forward_backward_megabytes"]["per_1000_tokens"] > 0
     assert record["ran_as"] == {"BigBird": {"64": "original_full", "128": "original_full"}}
-    seconds = {
-        n: {int(k): c["forward_backward"]["seconds"] for k, c in record["rows"][n].items()} for n in (MAIN, FULL)
-    }
-    assert record["crossover"][FULL] == crossover(seconds[MAIN], seconds[FULL])
+    ratios = {n: by_length(record["rows"][n], "ratio_to_floor") for n in (MAIN, FULL)}
+    assert ratios[MAIN].keys() == {64, 128}
+    assert record["crossover"][FULL] == crossover(ratios[MAIN], ratios[FULL])
     assert record["crossover"].keys() == {FULL, "BigBird"}
 
 
@@ -147,6 +146,20 @@ def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
     assert resumed["rows"][MAIN]["64"] == record["rows"][MAIN]["64"]
     assert resumed["rows"][MAIN]["128"]["rounds"] == 3
     assert "7.00 (" in capsys.readouterr().out
+
+
+def test_report(training_record, tmp_path, monkeypatch, capsys):
+    record = json.loads(training_record.read_text())
+    copy = tmp_path / "benchmark.json"
+    copy.write_text(json.dumps(record | {"crossover": {}}))
+    run_script(monkeypatch, "benchmark_report.py", copy, "--update")
+    assert json.loads(copy.read_text()) == record
+    printed = capsys.readouterr().out
+    ratio = record["rows"][MAIN]["128"]["forward_backward"]["ratio_to_floor"]
+    assert (
+        f"| {ratio:.2f} | <!-- from {copy}: rows.{MAIN}.64.forward_backward.ratio_to_floor; rows.{MAIN}.128."
+        in printed
+    )
 
 
 def test_plot(training_record, tmp_path, monkeypatch):
