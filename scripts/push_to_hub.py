@@ -12,7 +12,6 @@ built from config.json, without memory for the weights, and compared with them b
 """
 
 import ast
-import difflib
 import fnmatch
 import hashlib
 import json
@@ -479,9 +478,8 @@ def _license_problems(data: dict) -> Iterator[str]:
     for name in _as_list(data.get("license")):
         if not isinstance(name, str) or name in LICENSES:
             continue
-        close = known.get(_bare(name)) or next(iter(difflib.get_close_matches(name.lower(), LICENSES, 1, 0.93)), None)
-        if close:
-            yield f"`license` is {name!r}, which the Hub does not know; write {close!r}."
+        if _bare(name) in known:
+            yield f"`license` is {name!r}, which the Hub does not know; write {known[_bare(name)]!r}."
 
 
 def _bare(name: str) -> str:

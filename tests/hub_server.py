@@ -91,7 +91,7 @@ class Repository:
 
 @dataclass
 class Fault:
-    """What to do instead of answering the requests that match. `status` None: the connection is closed."""
+    """What to do instead of answering the requests that match. `status` None: the connection is closed, half read."""
 
     method: str
     path: str  # regular expression
@@ -99,6 +99,8 @@ class Fault:
     message: str = "the server has hiccups"  # "{authorization}" stands for the header that came in
     times: int | None = None  # None: as long as the fault is set
     after: bool = False  # the request is carried out first, only its answer is lost
+    first: Callable[[], Any] | None = None  # called before anything else
+    passes: bool = False  # answered as ever in the end
 
 
 @dataclass(frozen=True)
@@ -501,6 +503,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _handle(self) -> None:
         parts = urlsplit(self.path)
         fault = self._fault(parts.path)
+        if fault and fault.first:
+            fault.first()
+        if fault and fault.passes:
+            fault = None
         if fault and fault.status is None and not fault.after:
             self.rfile.read(int(self.headers.get("Content-Length") or 0) // 2)
             return self._close(parts.path)
