@@ -283,7 +283,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
             )
         documents = None
         if position_ids is not None and attention_mask is None and past_key_values is None:
-            documents = self._documents(position_ids, len(inputs_embeds))
+            documents = self._documents(position_ids, inputs_embeds.shape[0])
         past_key_values = self._cache_to_use(past_key_values, use_cache and documents is None)
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):

@@ -199,8 +199,8 @@ def causal_block_descriptors(
     """
     start = (torch.zeros_like(sums[:, 0]) if before is None else before).unsqueeze(1)
     after = sums.cumsum(1) + start
-    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens. Cut last: a
-    # graph for any length would be tied to the size of `after[:, :-1]`.
+    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens. And not
+    # `sums[:, :1]` and `after[:, :-1]`, whose sizes a graph for any length would ask about.
     descriptors = torch.cat((start, after), dim=1)[:, :-1] + first_tokens
     if pooling == "mean":
         block = torch.arange(sums.shape[1], device=sums.device)

@@ -83,7 +83,7 @@ def _download(folder: Path) -> Path:
 
 
 class ExportTesterMixin:
-    """Theirs tests every exporter; ours are in `test_modeling.py`."""
+    """Theirs tests every exporter; ours are in `test_modeling.py` and `test_export.py`."""
 
 
 class GenerationTesterMixin:

@@ -58,21 +58,25 @@ def inputs_of(rows: int, length: int, *names: str) -> dict[str, torch.Tensor]:
 @pytest.fixture
 def to_onnx(tmp_path: Path) -> Callable:
     """
-    Exports a model with inputs of some names and with flags, saves it, and opens the file: gives a function from inputs
-    to outputs by name.
+    Exports a model with inputs of some names and with flags, to a file, and opens it: gives a function from inputs to
+    outputs by name.
     """
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
 
-    def export(model, *names: str, **flags: bool) -> Callable:
+    def export(model, *names: str, by_torch: bool = False, **flags: bool) -> Callable:
         # Two rows and several blocks: of what has size 1, torch makes a graph of its own.
-        sample = inputs_of(2, 22, *names) | flags
-        OnnxExporter().export(model, sample, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
+        sample, path = inputs_of(2, 22, *names), tmp_path / "model.onnx"
+        if by_torch:
+            shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+            torch.onnx.export(model, (), path, kwargs=sample, dynamic_shapes=shapes, output_names=["logits"])
+        else:
+            OnnxExporter().export(model, sample | flags, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         output_names = [output.name for output in session.get_outputs()]
 
         def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -154,6 +158,13 @@ def test_onnx_gives_attention_maps_and_sort_matrices(is_decoder, to_onnx):
         assert_close(actual["sort_matrices.0"], expected.sort_matrices[0], 1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [SinkhornForCausalLM, SinkhornForSequenceClassification], ids=name_of)
+def test_onnx_by_torch_alone(model_class, to_onnx):
+    model = make(model_class, use_cache=False)
+    check_onnx(to_onnx(model, *MASKED, by_torch=True), model, *MASKED)
+
+
 # torch.export --------------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +172,7 @@ def test_onnx_gives_attention_maps_and_sort_matrices(is_decoder, to_onnx):
     "model_class, overrides, names",
     [
         (SinkhornForSequenceClassification, {"classifier_pooling": "last"}, MASKED),
-        (SinkhornForCausalLM, {"use_cache": False}, ("input_ids",)),
+        (SinkhornForCausalLM, {"use_cache": False}, ("input_ids", "position_ids")),
         (SinkhornForCausalLM, {"use_cache": False, "sort_assignment": "hard", "num_sorted_blocks": 3}, MASKED),
     ],
     ids=name_of,
