@@ -308,7 +308,7 @@ def test_models_are_of_one_size(name):
     try:
         contestant = make(name, 192)
     except ImportError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # the PyPI package, which `make benchmark` alone installs: its name is ours
     floor, parameters = make(FLOOR, 192).parameters()["without_embeddings"], contestant.parameters()
     assert 0.9 * floor < parameters["without_embeddings"] < 1.3 * floor
     assert parameters["all"] - parameters["without_embeddings"] >= VOCAB * 256
@@ -424,6 +424,7 @@ def test_what_would_take_too_long_is_skipped():
     assert benchmark.too_costly(costs, 0).keys() == {"BERT", "BigBird", "local"}  # the others are what it is about
 
 
+# Elsewhere the peak of a process cannot be set back, so there is no such measurement to test.
 @pytest.mark.skipif(not memory.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_is_that_of_tensors():
     """Two tensors of 64 MB and 48 MB, gone at once, and one of 48 MB, whatever malloc keeps ready."""
