@@ -24,6 +24,13 @@ class LanguageModelingDataArguments:
         default=5, metadata={"help": "Documents held out of training where there is no validation data."}
     )
     split_seed: int = field(default=0, metadata={"help": "Seed of the split, for the shipped addresses too."})
+    hold_out: str = field(
+        default="random",
+        metadata={
+            "help": "Shipped addresses held out for the test: random ones, or with `classification` those that "
+            "run_classification.py tests on."
+        },
+    )
     keep_documents: bool = field(
         default=False, metadata={"help": "One document a row, whole, instead of chunks of joined documents."}
     )
@@ -36,6 +43,8 @@ class LanguageModelingDataArguments:
             raise UserError("give --dataset_name or --train_file, not both.")
         if (self.validation_file or self.test_file) and not self.train_file:
             raise UserError("--validation_file and --test_file need a --train_file.")
+        if self.hold_out not in ("random", "classification"):
+            raise UserError(f"--hold_out must be random or classification, got {self.hold_out}.")
         if not 0 < self.validation_split_percentage < 100:
             raise UserError(
                 f"--validation_split_percentage must be between 1 and 99, got {self.validation_split_percentage}."
@@ -55,7 +64,7 @@ def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
     elif args.dataset_name:
         splits = dict(load_dataset(args.dataset_name, args.dataset_config_name))
     else:
-        splits = dict(load_address_splits(args.split_seed))
+        splits = dict(load_address_splits(args.split_seed, args.hold_out))
     splits = {part: splits[part] for part in ("train", "validation", "test") if part in splits}
     if "train" not in splits:
         raise UserError(f"{args.dataset_name} has no split 'train'.")

@@ -30,7 +30,18 @@ class ModelArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     token: str | None = field(default=None, metadata={"help": "Hub token; the stored one by default."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Type to hold the weights in: float32, bfloat16, float16, or auto for that of the file. Training "
+            "needs float32; --bf16 computes in half precision all the same."
+        },
+    )
     ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Renew a head of another size."})
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
+            raise UserError(f"--dtype must be float32, bfloat16, float16 or auto, got {self.dtype}.")
 
 
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:
@@ -83,6 +94,7 @@ def load_weights(model_args: ModelArguments, auto_class: type, config: PreTraine
     return auto_class.from_pretrained(
         model_args.model_name_or_path,
         config=config,
+        dtype=model_args.dtype,
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         **hub_options(model_args),
     )

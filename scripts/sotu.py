@@ -76,11 +76,21 @@ def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
     )
 
 
-def load_address_splits(seed: int = 0) -> DatasetDict:
-    """Train, validation and test addresses, whole: about 85, 5 and 10 percent, drawn by `seed`."""
+def load_address_splits(seed: int = 0, hold_out: str = "random") -> DatasetDict:
+    """
+    Train, validation and test addresses, whole: about 85, 5 and 10 percent, drawn by `seed`. With
+    `hold_out="classification"`, the test part has the addresses that `load_passages(seed=seed)` tests on, so that an
+    encoder trained on the rest has never read them.
+    """
     addresses = load_addresses().shuffle(seed=seed)
-    num_test, num_validation = round(0.1 * len(addresses)), round(0.05 * len(addresses))
     rows = list(range(len(addresses)))
+    if hold_out == "classification":
+        tested = set(load_passages("address", seed)["test"]["address_id"])
+        rows.sort(key=lambda row: addresses[row]["address_id"] not in tested)  # stable: the rest stays shuffled
+        num_test = len(tested)
+    else:
+        num_test = round(0.1 * len(addresses))
+    num_validation = round(0.05 * len(addresses))
     return DatasetDict(
         {
             "train": addresses.select(rows[num_test + num_validation :]),

@@ -48,3 +48,11 @@ def test_no_group_stands_on_two_sides(split_by, group):
         assert 0.3 < sum(part["label"]) / len(part) < 0.7
     assert set(sotu.load_passages(split_by, seed=1)["test"][group]) == members["test"]
     assert set(sotu.load_passages(split_by, seed=2)["test"][group]) != members["test"]
+
+
+def test_encoder_never_reads_what_the_classifier_is_tested_on():
+    splits = sotu.load_address_splits(seed=1, hold_out="classification")
+    tested = set(sotu.load_passages("address", seed=1)["test"]["address_id"])
+    assert set(splits["test"]["address_id"]) == tested
+    assert not tested & set(splits["train"]["address_id"] + splits["validation"]["address_id"])
+    assert sum(len(part) for part in splits.values()) == len(sotu.load_addresses())
