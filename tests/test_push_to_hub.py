@@ -869,11 +869,11 @@ GOOD_CARDS = [
 @pytest.fixture
 def check_card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[str]]:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-    import push_to_hub
+    import card_checks
 
     def check(text: str) -> list[str]:
         (tmp_path / "README.md").write_text(text, encoding="utf-8")
-        return push_to_hub.check_card(tmp_path / "README.md")
+        return card_checks.check_card(tmp_path / "README.md")
 
     return check
 
