@@ -1,0 +1,157 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Figures of an experiment: learning curves, a score by condition, loss by position, and factors around the default."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+
+matplotlib.use("Agg")  # draws to a file, without a display
+
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+
+from experiments.results import cell, chosen, in_order, mean_list  # noqa: E402
+from experiments.tables import heading, models_of  # noqa: E402
+
+
+# Colours of Okabe and Ito, and of Tol, as in `plot_benchmark.py`; a marker for each.
+STYLES = {
+    "full": ("#D55E00", "D"),
+    "local": ("#009E73", "^"),
+    "local2": ("#117733", "v"),
+    "soft": ("#0072B2", "o"),
+    "hard": ("#56B4E9", "s"),
+    "hard2": ("#88CCEE", "p"),
+    "sortcut": ("#332288", "P"),
+    "mixture": ("#CC79A7", "X"),
+    "longformer": ("#882255", ">"),
+    "bigbird": ("#999999", "*"),
+}
+
+
+def draw_all(records: list[dict], config: dict[str, Any], stem: Path) -> list[Path]:
+    """The figures that the config file asks for, of one experiment at one budget, as `STEM-KIND.png`."""
+    kinds = {"curve": curves, "by_condition": by_condition, "by_position": by_position, "factors": factors}
+    drawn = []
+    for kind in config.get("figures", ()):
+        figure = kinds[kind](records, config)
+        if figure is not None:
+            path = stem.with_name(f"{stem.name}-{kind}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.tight_layout()
+            figure.savefig(path, dpi=100, metadata={"Software": None})  # the same file from the same runs
+            plt.close(figure)
+            drawn.append(path)
+    return drawn
+
+
+def _names(records: list[dict], config: dict[str, Any]) -> tuple[list[str], list[str]]:
+    conditions = in_order((record["condition"] for record in records), config["conditions"])
+    return conditions, in_order((record["model"] for record in records), models_of(config))
+
+
+def _panels(number: int, at_most: int = 4) -> tuple[Any, list[Any]]:
+    columns = min(number, at_most)
+    rows = -(-number // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(max(4.6, 3.4 * columns), 3.4 * rows), squeeze=False)
+    for panel in panels.flat[number:]:
+        panel.set_visible(False)
+    return figure, list(panels.flat[:number])
+
+
+def curves(records: list[dict], config: dict[str, Any]) -> Any:
+    """Training loss by step, a panel for each condition, a line for each model (the mean over seeds)."""
+    conditions, models = _names(records, config)
+    figure, panels = _panels(len(conditions))
+    for panel, condition in zip(panels, conditions):
+        for model in models:
+            runs = chosen(records, condition=condition, model=model)
+            lines = [np.array(run["curve"]["train"]) for run in runs if run["curve"]["train"]]
+            if lines and len({len(line) for line in lines}) == 1:
+                steps, losses = np.mean(lines, axis=0).T
+                colour, _ = STYLES.get(model, (None, None))
+                panel.plot(steps, losses, color=colour, label=model, linewidth=1)
+        panel.set(title=condition.replace("_", " "), xlabel="steps", ylabel="training loss")
+        panel.grid(True, linewidth=0.4)
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def by_condition(records: list[dict], config: dict[str, Any]) -> Any:
+    """The first score of the report, by condition, with the spread over seeds."""
+    conditions, models = _names(records, config)
+    path = next(iter(config["report"]))
+    figure, (panel,) = _panels(1)
+    for model in models:
+        cells = [cell(chosen(records, condition=condition, model=model), path) for condition in conditions]
+        places = [place for place, found in enumerate(cells) if found is not None]
+        colour, marker = STYLES.get(model, (None, "."))
+        panel.errorbar(
+            places,
+            [cells[place].mean for place in places],
+            [cells[place].std or 0 for place in places],
+            color=colour,
+            marker=marker,
+            capsize=2,
+            linewidth=1,
+            label=model,
+        )
+    panel.set_xticks(range(len(conditions)), [name.replace("_", " ") for name in conditions], rotation=30, ha="right")
+    panel.set(ylabel=heading("", path, False))
+    panel.grid(True, linewidth=0.4)
+    panel.legend(fontsize=7)
+    return figure
+
+
+def by_position(records: list[dict], config: dict[str, Any]) -> Any:
+    """Bits per byte by position in the block, the row and the document."""
+    conditions, models = _names(records, config)
+    kinds = {
+        "by_position_in_block": "byte of the block",
+        "by_position_in_row": "sixteenth of the row",
+        "by_position_in_document": "sixteenth of the document",
+    }
+    figure, panels = _panels(len(conditions) * len(kinds), len(kinds))
+    cases = [(condition, kind) for condition in conditions for kind in kinds]
+    for panel, (condition, kind) in zip(panels, cases):
+        for model in models:
+            values = mean_list(chosen(records, condition=condition, model=model), f"test.{kind}")
+            if values is not None:
+                panel.plot(values, color=STYLES.get(model, (None,))[0], label=model, linewidth=1)
+        panel.set(title=condition, xlabel=kinds[kind], ylabel="bits per byte")
+        panel.grid(True, linewidth=0.4)
+    panels[0].legend(fontsize=7)
+    return figure
+
+
+def factors(records: list[dict], config: dict[str, Any]) -> Any:
+    """How far each variant is from the default, a panel for each condition; bars are the spread over seeds."""
+    conditions, variants = _names(records, config)
+    figure, panels = plt.subplots(
+        1, len(conditions), figsize=(4.6 * len(conditions), 1 + 0.24 * len(variants)), squeeze=False
+    )
+    for panel, condition in zip(panels.flat, conditions):
+        cells, path = {}, None
+        for path in config["report"]:
+            found = {name: cell(chosen(records, condition=condition, model=name), path) for name in variants}
+            if any(found.values()):
+                cells = {name: value for name, value in found.items() if value is not None}
+                break
+        places = range(len(cells))
+        panel.errorbar(
+            [found.mean for found in cells.values()],
+            places,
+            xerr=[found.std or 0 for found in cells.values()],
+            fmt="o",
+            color="#0072B2",
+            capsize=2,
+        )
+        if "default" in cells:
+            panel.axvline(cells["default"].mean, color="black", linewidth=0.6)
+        panel.set_yticks(places, [name.replace("_", " ") for name in cells], fontsize=7)
+        panel.invert_yaxis()
+        panel.set(title=condition.replace("_", " "), xlabel=heading("", path, False))
+        panel.grid(True, axis="x", linewidth=0.4)
+    return figure

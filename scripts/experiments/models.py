@@ -1,0 +1,90 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+The models that are compared, all with the parameters of the soft Sinkhorn model: what a model has less in its attention
+goes to its feed-forward network. Tables of learned positions, which Longformer and BigBird have and the others do not,
+are left out of that count: they would be most of a small model.
+"""
+
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+
+
+SINKHORN: dict[str, dict[str, Any]] = {
+    "full": {"layer_types": "full_attention"},
+    "local": {"layer_types": "local_attention"},
+    "local2": {"layer_types": "local_attention", "num_local_blocks": 2},
+    "soft": {},
+    "hard": {"sort_assignment": "hard"},
+    "hard2": {"sort_assignment": "hard", "num_sorted_blocks": 2},
+    "sortcut": {"layer_types": "sortcut_attention"},
+    "mixture": {"layer_types": "mixture_attention"},
+}
+PEERS = ("longformer", "bigbird")
+REFERENCE = "soft"
+
+
+def config_of(name: str, settings: dict[str, Any], longest: int) -> PreTrainedConfig:
+    """
+    Of the model `name`, for rows of up to `longest` tokens.
+
+    Args:
+        settings: fields of `SinkhornConfig`; peers take those that they share.
+    """
+    if name in SINKHORN:
+        settings = settings | SINKHORN[name]
+        if isinstance(settings.get("layer_types"), str):
+            settings["layer_types"] = [settings["layer_types"]] * settings["num_hidden_layers"]
+        # The SortNets of the paper have an output for each block, and a last block may be partly filled.
+        rows = _multiple(longest, settings["block_size"])
+        return AutoConfig.for_model("sinkhorn", **settings, max_position_embeddings=rows, use_cache=False)
+    if name not in PEERS:
+        raise ValueError(f"there is no model '{name}'; there are {', '.join((*SINKHORN, *PEERS))}.")
+    block, dropout = settings["block_size"], settings.get("hidden_dropout", 0.0)
+    shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_labels")
+    peer = {field: settings[field] for field in shared if field in settings} | {
+        "pad_token_id": settings["pad_token_id"],
+        "intermediate_size": 4 * settings["hidden_size"],
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": settings.get("attention_dropout", 0.0),
+        "initializer_range": settings.get("initializer_range", 0.02),
+    }
+    if name == "longformer":  # as many keys for a query as Sinkhorn attention has; it counts positions from 1
+        rows = _multiple(longest, 2 * block) + 2
+        return AutoConfig.for_model("longformer", **peer, attention_window=2 * block, max_position_embeddings=rows)
+    rows = _multiple(longest, block)
+    return AutoConfig.for_model("big_bird", **peer, block_size=block, max_position_embeddings=rows)
+
+
+def parameters(model: PreTrainedModel) -> int:
+    """All but tables of learned positions."""
+    return sum(p.numel() for name, p in model.named_parameters() if "position_embeddings" not in name)
+
+
+def matched(config: PreTrainedConfig, reference: PreTrainedConfig, auto_class: type) -> PreTrainedConfig:
+    """`config` with the width of feed-forward network that gives it the parameters of `reference`."""
+
+    def count(of: PreTrainedConfig) -> int:
+        with torch.device("meta"):
+            return parameters(auto_class.from_config(of))
+
+    target, width = count(reference), config.intermediate_size
+    narrow = count(config)
+    config.intermediate_size = width + 1
+    config.intermediate_size = width + round((target - narrow) / (count(config) - narrow))
+    return config
+
+
+def make_model(name: str, settings: dict[str, Any], longest: int, auto_class: type, seed: int) -> PreTrainedModel:
+    """With the parameters of the reference model of the same settings, but for the choice of sorter."""
+    plain = {field: value for field, value in settings.items() if field not in ("sort_net", "layer_types")}
+    config = matched(config_of(name, settings, longest), config_of(REFERENCE, plain, longest), auto_class)
+    torch.manual_seed(seed)
+    return auto_class.from_config(config)
+
+
+def _multiple(length: int, of: int) -> int:
+    return -(-length // of) * of

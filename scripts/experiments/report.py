@@ -1,0 +1,129 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Makes `docs/experiments.md` and its figures from the JSON files of runs. What the numbers say in words is in the config files
+(`says`), beside the settings they were measured with.
+
+    python scripts/experiments/report.py
+    python scripts/experiments/report.py --results_dir runs/experiments_smoke --output runs/report/experiments.md
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+from experiments.plan import BUDGETS, experiments, load_config  # noqa: E402
+from experiments.results import chosen, load_records  # noqa: E402
+from experiments.tables import table  # noqa: E402
+
+
+TITLES = {
+    "sorting": "Sorting integers",
+    "needle": "Needles",
+    "listops": "ListOps",
+    "imdb": "IMDb reviews",
+    "sotu_party": "Long documents: the president's party",
+    "byte_lm": "Language modelling of bytes",
+    "sotu_qa": "Question answering",
+    "ablations": "One factor at a time",
+}
+TOLD_BUDGETS = {
+    "full": "The full budget.",
+    "reduced": "The reduced budget: one seed, fewer models and steps. A difference may be chance.",
+    "smoke": "The smoke budget: a few steps, which show that the code runs and nothing else.",
+}
+INTRODUCTION = """\
+# Experiments
+
+What sorting is worth: the same small model with each kind of attention, at equal parameters, steps and data. Each number
+comes from the JSON files in `results/experiments/`, one for a run, which hold its command, commit, versions and machine.
+This page and its figures are made from them by
+
+```bash
+python scripts/experiments/report.py
+```
+
+and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells the rest). Models: `full` attention;
+block-`local` attention (`local2`: with the block before, in an encoder on both sides); Sinkhorn attention, `soft` (the paper's)
+and `hard` (`hard2`: two sorted blocks); `sortcut`; `mixture` with full attention; `longformer` and `bigbird` from Transformers.
+A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold,
+which with few seeds is no proof. Parameters do not count tables of learned positions, which the two peers have.
+"""
+
+
+def render(records: list[dict[str, Any]], figures: dict[tuple[str, str], list[str]]) -> str:
+    """The page. `figures`: paths of figures, relative to it, by experiment and budget."""
+    parts = [INTRODUCTION]
+    if not records:
+        parts.append("No run has been made yet.\n")
+    for name in [*TITLES, *(name for name in experiments() if name not in TITLES)]:
+        if not chosen(records, experiment=name):
+            continue
+        config = load_config(name)
+        parts.append(f"## {TITLES.get(name, name)}\n\n{config['about'].strip()}\n")
+        for budget in BUDGETS:
+            found = chosen(records, experiment=name, budget=budget)
+            if not found:
+                continue
+            parts.append(f"{TOLD_BUDGETS[budget]}\n\n{steps_told(found)}\n\n{table(found, config)}\n")
+            parts += [
+                f"![{TITLES.get(name, name)}: {Path(path).stem}]({path})\n" for path in figures.get((name, budget), ())
+            ]
+        if config.get("says"):
+            parts.append(config["says"].strip() + "\n")
+    return "\n".join(parts)
+
+
+def steps_told(records: list[dict[str, Any]]) -> str:
+    """Steps and rows a step of each condition, as trained."""
+    told = {}
+    for record in records:
+        told.setdefault(record["condition"], set()).add(
+            (record["steps"], record["training"]["per_device_train_batch_size"])
+        )
+    texts = [
+        f"{condition.replace('_', ' ')}: "
+        + ", ".join(f"{steps:,} steps of {rows} rows" for steps, rows in sorted(found))
+        for condition, found in sorted(told.items())
+    ]
+    return "Training: " + "; ".join(texts) + "."
+
+
+def figure_names(records: list[dict[str, Any]], folder: str) -> dict[tuple[str, str], list[str]]:
+    """Where `draw` puts the figures of these runs."""
+    return {
+        (name, budget): [f"{folder}/{name}-{budget}-{kind}.png" for kind in load_config(name).get("figures", ())]
+        for name, budget in sorted({(record["experiment"], record["budget"]) for record in records})
+    }
+
+
+def draw(records: list[dict[str, Any]], folder: Path) -> None:
+    from experiments.figures import draw_all  # the page alone needs no matplotlib
+
+    for name, budget in sorted({(record["experiment"], record["budget"]) for record in records}):
+        found = chosen(records, experiment=name, budget=budget)
+        draw_all(found, load_config(name), folder / f"{name}-{budget}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results_dir", type=Path, default=ROOT / "results" / "experiments", help="Files of run.py.")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "experiments.md", help="Page to write.")
+    parser.add_argument("--figures_dir", type=Path, help="Default: figures/ beside the page.")
+    options = parser.parse_args(arguments)
+    folder = options.figures_dir or options.output.parent / "figures"
+    records = load_records(options.results_dir)
+    draw(records, folder)
+    relative = Path(os.path.relpath(folder, options.output.parent)).as_posix()
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(render(records, figure_names(records, relative)), encoding="utf-8")
+    print(f"{len(records)} runs: {options.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Needles in a haystack (design section 2.3). A text is a number of pages. A page has its number and its answer; the first
+page instead points to other pages, and the class of the text is the largest of their answers, read at the first token.
+With one pointer it is that page's answer.
+
+`written: "over and over"` fills a page with its number and its answer (and the first page with its pointers): a block's
+mean then says all of it. `written: "once"` writes each once, the rest of a page is random words.
+"""
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification
+
+from experiments.tasks import TaskData, accuracy, chosen, generated_parts, pad
+
+
+WORDS = 16  # different ones, which mean nothing
+
+
+def draw(generator: np.random.Generator, data: dict) -> dict:
+    page, classes, needles = data["page_tokens"], data["classes"], data["needles"]
+    pages = data["length"] // page
+    answers_from = 1 + WORDS
+    numbers_from = answers_from + classes
+    pointers_from = numbers_from + pages
+    answers = generator.integers(classes, size=pages)
+    targets = 1 + generator.permutation(pages - 1)[:needles]
+    told = np.stack((numbers_from + np.arange(pages), answers_from + answers), axis=1)
+    if data["written"] == "over and over":
+        tokens = np.repeat(told, page // 2, axis=1)
+        tokens[0] = pointers_from + np.sort(np.resize(targets, page))
+    else:
+        tokens = 1 + generator.integers(WORDS, size=(pages, page))
+        tokens[:, 1:3] = told
+        tokens[0, 1 : 1 + needles] = pointers_from + targets
+    return {"input_ids": tokens.reshape(-1), "labels": int(answers[targets].max())}
+
+
+def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:
+    train, validation, test = generated_parts(lambda g: draw(g, data), data, seed, training)
+    pages = data["length"] // data["page_tokens"]
+    return TaskData(
+        auto_class=AutoModelForSequenceClassification,
+        config={
+            "vocab_size": 1 + WORDS + data["classes"] + 2 * pages,
+            "num_labels": data["classes"],
+            "pad_token_id": 0,
+            "classifier_pooling": "cls",
+        },
+        train=train,
+        validation=validation,
+        tests={"test": test},
+        longest=data["length"],
+        reduce=chosen,
+        score=accuracy,
+        collate=pad,
+        facts={"train": len(train), "test": len(test), **data},
+    )

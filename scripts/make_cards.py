@@ -1,0 +1,164 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Writes the model cards of the published checkpoints from `results/checkpoints/` and `model_cards/templates/`: to
+`model_cards/` and, with the evaluation results in the form that the Hub reads, into each checkpoint's folder.
+
+    python scripts/make_cards.py
+    python scripts/make_cards.py --names sinkhorn-sotu-lm
+
+`USER` stands for whoever pushes; `push_to_hub.py` puts the name in. A figure that a template asks for and the results
+lack is an error.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from card_checks import check_card
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from recipes import CAUSAL_LM, CLASSIFIER, ENCODER, RECIPES
+from transformers import HfArgumentParser
+from user_errors import UserError
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CARDS = ROOT / "model_cards"
+DATASET = "USER/state-of-the-union"  # data/sotu, where its owner pushed it
+PIPELINES = {ENCODER: "fill-mask", CLASSIFIER: "text-classification", CAUSAL_LM: "text-generation"}
+METRICS = {
+    "accuracy": ("accuracy", "Accuracy"),
+    "macro_f1": ("f1", "Macro F1"),
+    "perplexity": ("perplexity", "Perplexity"),
+    "bits_per_byte": ("bits_per_byte", "Bits per byte"),
+}
+
+
+@dataclass
+class CardArguments:
+    names: list[str] = field(default_factory=lambda: list(RECIPES), metadata={"help": "Checkpoints; default: all."})
+
+
+def main() -> None:
+    (args,) = HfArgumentParser(CardArguments).parse_args_into_dataclasses()
+    for name in args.names:
+        for path in write_card(name):
+            print(path.relative_to(ROOT))
+
+
+def write_card(name: str) -> list[Path]:
+    """The card in `model_cards/` and in the checkpoint's folder, and its `.eval_results`; the files written."""
+    path = ROOT / "results" / "checkpoints" / f"{name}.json"
+    if name not in RECIPES or not path.is_file():
+        raise UserError(f"there is no {path}; `python scripts/make_checkpoint.py {name}` makes it.")
+    results = json.loads(path.read_text(encoding="utf-8"))
+    text, folder = card(name, results), ROOT / "checkpoints" / name
+    files = {
+        CARDS / f"{name}.md": text,
+        folder / "README.md": text,
+        folder / ".eval_results" / "state-of-the-union.yaml": evaluation_file(name, results),
+    }
+    for file, content in files.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+    check_card(CARDS / f"{name}.md")
+    return list(files)
+
+
+def test_scores(name: str, results: dict) -> dict[str, float]:
+    """The scores of the folder that ships, on held-out text."""
+    evaluation = results["evaluation"]
+    if name == CLASSIFIER:
+        return evaluation["scores"]["this model"]
+    return evaluation["models"]["this model"]["scores"]["test"]
+
+
+def card(name: str, results: dict) -> str:
+    """The card's text."""
+    training, evaluation, recipe = results["training"], results["evaluation"], RECIPES[name]
+    model = training.get("models", {}).get("this model", training)
+    environment = Environment(
+        loader=FileSystemLoader(CARDS / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+
+    def source(paths: str) -> str:
+        """Where the numbers of a line come from, unseen on the page and read by `tests/test_readme.py`."""
+        return f"<!-- from results/checkpoints/{name}.json: {paths} -->"
+
+    def score_paths(part: str, *metrics: str) -> str:
+        return "; ".join(f"evaluation.models.this model.scores.{part}.{metric}" for metric in metrics)
+
+    evaluated = evaluation.get("models", {}).get("this model", {})
+    values: dict[str, Any] = {
+        "name": name,
+        "repo_id": f"USER/{name}",
+        "metadata": metadata(name, results),
+        "training": training,
+        "evaluation": evaluation,
+        "evaluation_sample": evaluated.get("sample"),
+        "scores": evaluated.get("scores"),
+        "chunks": training["data"],
+        "model": model,
+        "weights": results["weights"],
+        "config": model["config"],
+        "machine": training["machine"],
+        "hours": model["seconds" if name == CLASSIFIER else "train_seconds"] / 3600,
+        "command": "python " + " ".join(training["command"]),
+        "evaluation_command": "python " + " ".join(recipe.evaluation_command(f"checkpoints/{name}", "runs/check")),
+        "base_model": f"USER/{ENCODER}",
+        "source": source,
+        "score_paths": score_paths,
+        "quote": lambda text: text.replace("\n", "\n> "),
+    }
+    text = environment.get_template(f"{name}.md").render(values)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def metadata(name: str, results: dict) -> str:
+    """The YAML at the head of the card, with the `model-index`."""
+    task = PIPELINES[name]
+    evaluations = [
+        EvalResult(
+            task_type=task,
+            dataset_type=DATASET,
+            dataset_name="State of the Union addresses, 1790 to 2026",
+            dataset_split="test",
+            metric_type=METRICS[metric][0],
+            metric_name=METRICS[metric][1],
+            metric_value=value,
+        )
+        for metric, value in test_scores(name, results).items()
+    ]
+    data = ModelCardData(
+        model_name=name,
+        language="en",
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=f"USER/{ENCODER}" if name == CLASSIFIER else None,
+        datasets=[DATASET],
+        metrics=[METRICS[metric][0] for metric in test_scores(name, results)],
+        tags=["sinkhorn", "sparse-attention", "long-context", "custom_code"],
+        eval_results=evaluations,
+    )
+    return data.to_yaml()
+
+
+def evaluation_file(name: str, results: dict) -> str:
+    """The same results as a file of `.eval_results`, one entry a metric."""
+    entries = [
+        EvalResultEntry(
+            dataset_id=DATASET,
+            task_id=f"{PIPELINES[name]}-{metric}",
+            value=value,
+            notes=f"{METRICS[metric][1]}, float32, weights {results['weights']['sha256'][:12]}",
+        )
+        for metric, value in test_scores(name, results).items()
+    ]
+    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""How each published checkpoint is made: the flags of its training run and of its evaluation."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Recipe:
+    auto_class: str
+    script: str
+    train: str  # flags of `script`
+    evaluate: str  # flags of `script`, for the folder that ships
+    generation: dict[str, Any] = field(default_factory=dict)  # what `generate()` does by default
+
+    def training_command(self, output_dir: str) -> list[str]:
+        return [self.script, "--output_dir", output_dir, *self.train.split()]
+
+    def evaluation_command(self, folder: str, output_dir: str) -> list[str]:
+        return [self.script, "--output_dir", output_dir, "--model_name_or_path", folder, *self.evaluate.split()]
+
+
+ENCODER, CLASSIFIER, CAUSAL_LM = "sinkhorn-sotu-encoder", "sinkhorn-sotu-party", "sinkhorn-sotu-lm"
+
+RECIPES = {
+    # Read by `run_classification.py` afterwards, so it leaves out the addresses that those documents are tested on.
+    ENCODER: Recipe(
+        auto_class="AutoModelForMaskedLM",
+        script="scripts/run_mlm.py",
+        train="--hold_out classification --config_overrides hidden_size=192,intermediate_size=512,num_attention_heads=6 "
+        "--max_seq_length 2048 --mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 6 --bf16 "
+        "--use_cpu",
+        evaluate="--do_eval --hold_out classification --max_seq_length 2048",
+    ),
+    CLASSIFIER: Recipe(
+        auto_class="AutoModelForSequenceClassification",
+        script="scripts/run_classification.py",
+        train=f"--model_name_or_path checkpoints/{ENCODER}",
+        evaluate="--do_predict",
+    ),
+    CAUSAL_LM: Recipe(
+        auto_class="AutoModelForCausalLM",
+        script="scripts/run_clm.py",
+        train="--config_overrides hidden_size=256,intermediate_size=688,num_hidden_layers=6 --num_train_epochs 5 --bf16 "
+        "--use_cpu",
+        evaluate="--do_eval",
+        generation={"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 128},
+    ),
+}
