@@ -1,12 +1,16 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the Sinkhorn Transformer: Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296)."""
 
+import math
 from typing import Any, Literal
 
+import torch
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import configuration_utils
+from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import RopeParameters
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 
 # What each layer type attends to is told in the class docstring; the last three tuples are the choices of the sorter.
@@ -28,6 +32,17 @@ SORT_POOLINGS = ("mean", "sum")
 SORT_ASSIGNMENTS = ("soft", "hard")
 CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 
+# Far above any sound model. What is larger comes from a damaged or tampered file, and is refused before it takes all
+# memory (sizes of weights and of blocks) or hours (layers, iterations).
+LARGEST = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "block_size"), 2**14),
+    **dict.fromkeys(("num_hidden_layers", "num_sorted_blocks", "num_local_blocks", "sortcut_blocks"), 2**10),
+    "sinkhorn_iterations": 1000,
+    "num_labels": 10**6,
+}
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
 AUTO_MAP = {
     "AutoConfig": "configuration_sinkhorn.SinkhornConfig",
     "AutoModel": "modeling_sinkhorn.SinkhornModel",
@@ -37,6 +52,10 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_sinkhorn.SinkhornForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_sinkhorn.SinkhornForQuestionAnswering",
 }
+
+
+class SinkhornConfigError(StrictDataclassError, ValueError):
+    """A config.json that no model can be made of."""
 
 
 @strict
@@ -89,7 +108,8 @@ class SinkhornConfig(PreTrainedConfig):
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: for a value or a combination that cannot work, naming the field
-        and the cure.
+        and the cure. `ValueError` for a number of layers or labels, or a `dtype`, that is none. From a file, both in
+        one, `SinkhornConfigError`, which names the file too.
 
     Example:
 
@@ -103,17 +123,6 @@ class SinkhornConfig(PreTrainedConfig):
 
     model_type = "sinkhorn"
     keys_to_ignore_at_inference = ["past_key_values"]
-    base_model_tp_plan = {
-        "layers.*.self_attn.q_proj": "colwise",
-        "layers.*.self_attn.k_proj": "colwise",
-        "layers.*.self_attn.v_proj": "colwise",
-        "layers.*.self_attn.o_proj": "rowwise",
-        "layers.*.self_attn.sort_net.row_proj": "colwise",
-        "layers.*.self_attn.sort_net.column_proj": "colwise",
-        "layers.*.mlp.gate_proj": "colwise",
-        "layers.*.mlp.up_proj": "colwise",
-        "layers.*.mlp.down_proj": "rowwise",
-    }
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -158,6 +167,13 @@ class SinkhornConfig(PreTrainedConfig):
     sortcut_blocks: int = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # These are used before they could be validated: lists are made as long as they say.
+        for name, value in (("num_hidden_layers", self.num_hidden_layers), ("num_labels", kwargs.get("num_labels"))):
+            if value is not None and not (isinstance(value, int) and value <= LARGEST[name]):
+                raise ValueError(f"`{name}` must be a number, and at most {LARGEST[name]}, got {value!r}.")
+        dtype = kwargs.get("torch_dtype") if self.dtype is None else self.dtype
+        if not (dtype is None or isinstance(dtype, torch.dtype) or dtype in DTYPES):
+            raise ValueError(f"`dtype` must be one of {list(DTYPES)}, got {dtype!r}.")
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
@@ -168,6 +184,60 @@ class SinkhornConfig(PreTrainedConfig):
         # A folder saved by any head must open through every Auto class, so all of them are listed, not just the saver.
         if getattr(self, "auto_map", None) is None:
             self.auto_map = dict(AUTO_MAP)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        As the library's.
+
+        Raises:
+            `OSError`: there is no config.json, or it holds no fields. The library would go on with the defaults.
+        """
+        name = pretrained_model_name_or_path
+        again = "Copy or download it again, or write one with `config.save_pretrained`."
+        try:
+            fields, kwargs = super().get_config_dict(name, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"The config.json of {name} cannot be read ({_told(error)}). {again}") from error
+        if not isinstance(fields, dict) or not fields:
+            raise OSError(f"There is no config.json in {name}, or it holds no fields. {again}")
+        return fields | {"_read_from": str(name)}, kwargs  # for `from_dict`, which would not know
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SinkhornConfig":
+        """
+        As the library's.
+
+        Raises:
+            `SinkhornConfigError`: whatever is wrong with a field, with the name of the file.
+        """
+        fields = {name: value for name, value in config_dict.items() if name != "_read_from"}
+        name = config_dict.get("_read_from") or kwargs.get("name_or_path") or "a dict"
+        try:
+            return super().from_dict(fields, **kwargs)
+        except Exception as error:
+            raise SinkhornConfigError(
+                f"The configuration of {name} (config.json, with what is set besides) is refused: {_told(error)}"
+            ) from error
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:
+        """How projections are divided between processes, by heads and feed-forward units: those that the model has."""
+        sort_net = ()
+        if not {"local_attention", "full_attention"}.issuperset(self.layer_types):
+            sort_net = ("row_proj", "column_proj") if self.sort_net == "bilinear" else ("proj",)
+        return {
+            "layers.*.self_attn.q_proj": "colwise",
+            "layers.*.self_attn.k_proj": "colwise",
+            "layers.*.self_attn.v_proj": "colwise",
+            "layers.*.self_attn.o_proj": "rowwise",
+            **{f"layers.*.self_attn.sort_net.{name}": "colwise" for name in sort_net},
+            "layers.*.mlp.gate_proj": "colwise",
+            "layers.*.mlp.up_proj": "colwise",
+            "layers.*.mlp.down_proj": "rowwise",
+        }
 
     @property
     def max_num_blocks(self) -> int:
@@ -200,6 +270,7 @@ class SinkhornConfig(PreTrainedConfig):
         self._validate_sizes()
         self._validate_choices()
         self._validate_sorting()
+        self._validate_rope()
 
     def _validate_sizes(self) -> None:
         positive = (
@@ -210,6 +281,8 @@ class SinkhornConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
+            if value is not None and value > LARGEST[name]:
+                raise ValueError(f"`{name}` must be at most {LARGEST[name]}, got {value}.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) is not a multiple of `num_key_value_heads` "
@@ -226,6 +299,12 @@ class SinkhornConfig(PreTrainedConfig):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < 1:
                 raise ValueError(f"`{name}` must be in [0, 1), got {rate}.")
+        if not 0 < self.rms_norm_eps < math.inf:
+            raise ValueError(f"`rms_norm_eps` must be above 0 and finite, got {self.rms_norm_eps}.")
+        if not 0 <= self.initializer_range < math.inf:
+            raise ValueError(f"`initializer_range` must be 0 or more and finite, got {self.initializer_range}.")
+        if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"`pad_token_id` ({self.pad_token_id}) is none of `vocab_size={self.vocab_size}` tokens.")
 
     def _validate_choices(self) -> None:
         choices = {
@@ -237,14 +316,23 @@ class SinkhornConfig(PreTrainedConfig):
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(self, name)!r}.")
+        classes = self.architectures
+        if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+            raise ValueError(f"`architectures` must be a list of class names, got {classes!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
 
     def _validate_sorting(self) -> None:
         if self.sinkhorn_iterations < 0:
             raise ValueError(
                 f"`sinkhorn_iterations` must be 0 or more, got {self.sinkhorn_iterations}; 0 is a plain row softmax."
             )
-        if not self.sinkhorn_temperature > 0:
-            raise ValueError(f"`sinkhorn_temperature` must be above 0, got {self.sinkhorn_temperature}.")
+        if self.sinkhorn_iterations > LARGEST["sinkhorn_iterations"]:
+            raise ValueError(
+                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got {self.sinkhorn_iterations}."
+            )
+        if not 1e-6 <= self.sinkhorn_temperature <= 1e6:  # beyond, the logits overflow
+            raise ValueError(f"`sinkhorn_temperature` must be above 0 (1e-6 to 1e6), got {self.sinkhorn_temperature}.")
         if self.sort_assignment == "soft" and self.num_sorted_blocks > 1:
             raise ValueError(
                 f"`num_sorted_blocks={self.num_sorted_blocks}` needs `sort_assignment='hard'`: a soft sort gives one "
@@ -256,6 +344,25 @@ class SinkhornConfig(PreTrainedConfig):
                 f"({self.block_size}), which leaves a '{self.sort_net}' SortNet no block; raise the first, lower the "
                 "second, or use `sort_net='bilinear'`."
             )
+
+    def _validate_rope(self) -> None:
+        """The library only warns of a bad RoPE, and fails on it later: here its frequencies are computed once."""
+        try:
+            rope_type, theta = self.rope_parameters["rope_type"], float(self.rope_parameters["rope_theta"])
+            is_sound = 0 < theta <= 1e18
+            if is_sound and rope_type != "default":
+                with torch.device("cpu"):  # models are built on "meta", where there is nothing to look at
+                    frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](self, torch.device("cpu"))
+                is_sound = len(frequencies) == self.head_dim // 2 and bool(frequencies.isfinite().all())
+                is_sound = is_sound and math.isfinite(scale)
+        except Exception as error:
+            raise ValueError(f"`rope_parameters` ({self.rope_parameters}) give no RoPE: {_told(error)}") from error
+        if not is_sound:
+            raise ValueError(f"`rope_parameters` ({self.rope_parameters}) give no frequencies that are finite.")
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, (ValueError, StrictDataclassError)) else f"{type(error).__name__}: {error}"
 
 
 SinkhornConfig.register_for_auto_class()

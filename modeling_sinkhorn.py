@@ -49,11 +49,13 @@ try:  # a folder on the Hub, or any package
     from .cache_sinkhorn import check_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .context_sinkhorn import Context, documents_of, make_context
+    from .loading_sinkhorn import check_loaded, explained
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from cache_sinkhorn import check_cache
     from configuration_sinkhorn import SinkhornConfig
     from context_sinkhorn import Context, documents_of, make_context
+    from loading_sinkhorn import check_loaded, explained
 
 
 logger = logging.get_logger(__name__)
@@ -183,6 +185,32 @@ class SinkhornPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(SinkhornAttention, index=1),
         "sort_matrices": OutputRecorder(SinkhornAttention, index=2),
     }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As the library's, and a bad file is refused: in words that name it, and never for random numbers in its place.
+        Pickled weights need `use_safetensors=False`.
+
+        Raises:
+            `OSError`: a file is missing, damaged, or pickled.
+            `ValueError`: the weights lack a tensor that is not part of a new head, or hold NaN or infinity; or no model
+                can be made of config.json.
+            `RuntimeError`: a tensor has another shape than the configuration says (but `ignore_mismatched_sizes=True`).
+        """
+        with explained(pretrained_model_name_or_path, kwargs):
+            options = kwargs if kwargs.get("use_safetensors") is not None else kwargs | {"use_safetensors": True}
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **options)
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        loaded = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, expected_keys
+        )
+        # Not for tensors that the caller has in hand, nor for an adapter, which is part of a model.
+        if state_dict is None and expected_keys is None:
+            check_loaded(model, checkpoint_files, load_config, loaded[0])
+        return loaded
 
 
 @dataclass

@@ -11,6 +11,7 @@ lack is an error.
 """
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def card(name: str, results: dict) -> str:
         "quote": lambda text: text.replace("\n", "\n> "),
     }
     text = environment.get_template(f"{name}.md").render(values)
-    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+    text = re.sub(r"\n{3,}", "\n\n", text)  # templates leave empty lines around their blocks
+    return re.sub(r"\n+```\n", "\n```\n", re.sub(r"```(\w+)\n+", r"```\1\n", text))
 
 
 def metadata(name: str, results: dict) -> str:

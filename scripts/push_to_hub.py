@@ -12,6 +12,7 @@ pickles) stays here, and is listed.
 
 import hashlib
 import re
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,6 +98,7 @@ class Push:
         self.head: str | None = None  # commit that the branch was at
         self.doing = "reach the Hub"
         self.written: list[str] = []
+        self.drafts = tempfile.TemporaryDirectory()
 
     def run(self) -> None:
         try:
@@ -107,6 +109,7 @@ class Push:
 
     def _run(self) -> None:
         self._sign_in()
+        self._name_the_user()
         self._check_card()
         self.doing = f"look at {self.repo_id}"
         info = self._repository()
@@ -144,6 +147,19 @@ class Push:
                 f"the token of {self.user} may only read. Make one that may write at "
                 f"{constants.ENDPOINT}/settings/tokens."
             )
+
+    def _name_the_user(self) -> None:
+        """`USER/` in a card of ours, and in its evaluation results, becomes whoever the repository belongs to."""
+        owner = self.repo_id.split("/")[0]
+        for path in [path for path in self.files if path == "README.md" or path.startswith(".eval_results/")]:
+            text = self.files[path].read_text(encoding="utf-8")
+            named = re.sub(r"\bUSER/(?=[\w.-])", f"{owner}/", text)
+            if named != text:
+                draft = Path(self.drafts.name) / path
+                draft.parent.mkdir(exist_ok=True)
+                draft.write_text(named, encoding="utf-8")
+                self.files[path] = draft
+                print(f"{path}: USER/ is {owner}/ there")
 
     def _check_card(self) -> None:
         """The Hub's own check of the metadata, before anything is made there."""

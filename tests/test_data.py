@@ -54,5 +54,5 @@ def test_encoder_never_reads_what_the_classifier_is_tested_on():
     splits = sotu.load_address_splits(seed=1, hold_out="classification")
     tested = set(sotu.load_passages("address", seed=1)["test"]["address_id"])
     assert set(splits["test"]["address_id"]) == tested
-    assert not tested & set((*splits["train"]["address_id"], *splits["validation"]["address_id"]))
+    assert not tested & {*splits["train"]["address_id"], *splits["validation"]["address_id"]}
     assert sum(len(part) for part in splits.values()) == len(sotu.load_addresses())

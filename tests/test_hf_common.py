@@ -7,12 +7,14 @@ Each skip and each override below has its reason beside it. A skip that the test
 library that is not installed, another kind of model) is shown by `pytest -rs`.
 """
 
+import tempfile
 import unittest
 from pathlib import Path
 from typing import Any
 
 import hf_common
 import pytest
+import safetensors.torch
 import torch
 from hf_common import PipelineTask
 from transformers import PreTrainedTokenizerFast
@@ -170,6 +172,19 @@ class CommonTests(hf.ModelTesterMixin, hf.TensorParallelTesterMixin):
         # from it; here the map over source tokens is worked out from the block attention, beside the output.
         self.has_attentions = False
         super().test_retain_grad_hidden_states_attentions()
+
+    def test_model_weights_reload_no_missing_tied_weights(self) -> None:
+        # Theirs takes all weights out of a file, and has it loaded as random numbers. Here that is refused, naming each
+        # once: no tied weight, and no buffer that is not saved.
+        for model_class in self.all_model_classes:
+            with self.subTest(model_class.__name__), tempfile.TemporaryDirectory() as folder:
+                model = model_class(self.model_tester.get_config())
+                model.save_pretrained(folder)
+                expected = sorted({*model.state_dict()} - {*model.all_tied_weights_keys})
+                safetensors.torch.save_file({"tensor": torch.tensor([1, 2])}, f"{folder}/model.safetensors")
+                with self.assertRaises(ValueError) as caught:
+                    model_class.from_pretrained(folder)
+                self.assertIn(f"lacks {', '.join(expected[:3])} and {len(expected) - 3} more", str(caught.exception))
 
 
 class SinkhornModelTest(CommonTests, hf.TrainingTesterMixin, hf.PipelineTesterMixin, unittest.TestCase):

@@ -439,6 +439,18 @@ def test_name_alone_is_mine(hub, push, folder):
     assert contents(hub.repos["mary/name-alone"]) == contents_of(folder)
 
 
+def test_our_cards_name_who_pushed(hub, push, folder, name):
+    (folder / "README.md").write_text(CARD + "\nUSER/it, not MYUSER/it or USER.\n", encoding="utf-8")
+    (folder / ".eval_results").mkdir()
+    (folder / ".eval_results" / "a.yaml").write_text("- dataset: {id: USER/data, task_id: a}\n  value: 1\n")
+    push("--model_folder", folder, "--repo_id", name)
+    there = contents(hub.repos[name])
+    assert there["README.md"].decode().endswith("\nmary/it, not MYUSER/it or USER.\n")
+    assert b"id: mary/data" in there[".eval_results/a.yaml"]
+    assert "\nUSER/it" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "nothing changed" in push("--model_folder", folder, "--repo_id", name).output
+
+
 def test_dry_run_sends_nothing(hub, push, folder, name):
     size = (folder / "model.safetensors").stat().st_size
     before = len(hub.log)
