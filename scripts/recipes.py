@@ -44,6 +44,12 @@ RECIPES = {
         train="--config_overrides hidden_size=256,intermediate_size=688,num_hidden_layers=6 --num_train_epochs 5 --bf16 "
         "--use_cpu",
         evaluate="--do_eval",
-        generation={"do_sample": True, "temperature": 0.8, "top_k": 50, "max_new_tokens": 128},
+        generation={
+            "do_sample": True,
+            "temperature": 0.8,
+            "top_k": 50,
+            "repetition_penalty": 1.1,
+            "max_new_tokens": 128,
+        },
     ),
 }
