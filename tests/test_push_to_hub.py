@@ -410,6 +410,45 @@ def test_private_is_private(round_trip, hub):
     assert hub.repos["mary/clm"].private and not hub.repos["mary/clf"].private
 
 
+SHIPPED = {
+    "sinkhorn-sotu-encoder": ("fill-mask", "The state of the<mask> is strong.", {}),
+    "sinkhorn-sotu-party": ("text-classification", TEXT * 100, {"top_k": None}),
+    "sinkhorn-sotu-lm": ("text-generation", TEXT, GENERATE),
+}
+
+
+@pytest.fixture(scope="module")
+def newcomer(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A machine with an empty cache, without token and without this package."""
+    base = tmp_path_factory.mktemp("newcomer")
+    worker = Worker(base / "worker", environment_of(hub, base / "home"))
+    yield worker
+    worker.close()
+
+
+@pytest.mark.parametrize("model", SHIPPED)
+def test_the_readmes_command_makes_a_public_model_that_works(hub, pusher, newcomer, model):
+    root = SCRIPTS.parent
+    (command,) = re.findall(r"scripts/push_to_hub.py (.*/sinkhorn-sotu-lm)$", (root / "README.md").read_text(), re.M)
+    flags = (
+        command.replace("sinkhorn-sotu-lm", model)
+        .replace("USER/", "mary/")
+        .replace("checkpoints/", f"{root}/checkpoints/")
+    )
+    argv = [str(SCRIPTS / "push_to_hub.py"), *flags.split()]
+    result = pusher.do("script", {"HF_TOKEN": MARY}, argv=argv, endpoint=None, offline=False)
+    assert result.status == 0, result.output
+    repo = f"mary/{model}"
+    assert not hub.repos[repo].private
+    assert f'"{repo}"'.encode() in contents(hub.repos[repo])["README.md"]
+    task, text, options = SHIPPED[model]
+    result = newcomer.do("pipe", repo=repo, revision=hub.repos[repo].head.oid, task=task, text=text, options=options)
+    assert result.status == 0, result.output
+    here = pipeline(task, model=str(root / "checkpoints" / model))(text, **options)
+    assert result.report["answer"] == json.loads(json.dumps(here, default=float))
+    assert result.report["module"].startswith("transformers_modules.")
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # What the script does
 # --------------------------------------------------------------------------------------------------------------------
