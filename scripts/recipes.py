@@ -35,7 +35,8 @@ RECIPES = {
     CLASSIFIER: Recipe(
         auto_class="AutoModelForSequenceClassification",
         script="scripts/run_classification.py",
-        train=f"--model_name_or_path checkpoints/{ENCODER}",
+        train=f"--model_name_or_path checkpoints/{ENCODER} --skip_baselines --learning_rate 1e-3 --num_train_epochs 4 "
+        "--config_overrides hidden_dropout=0.1 --bf16 --use_cpu",
         evaluate="--do_predict",
     ),
     CAUSAL_LM: Recipe(

@@ -95,7 +95,7 @@ def test_card_is_whole(name):
     # The template's last lines name two forms of citation in bold; ours has one.
     assert headings(text) == headings(HUB_TEMPLATE.read_text(encoding="utf-8"))
     body = ModelCard(text).text
-    for heading, content in re.findall(r"^##+ (.+)\n(.*?)(?=^##+ |\Z)", body, re.DOTALL | re.MULTILINE):
+    for heading, content in re.findall(r"^##+ ([^\n]+)\n(.*?)(?=^##+ |\Z)", body, re.DOTALL | re.MULTILINE):
         deeper = re.search(rf"^(#+) {re.escape(heading)}\n+\1# ", body, re.MULTILINE)
         assert content.strip() or deeper, f"{heading} is empty"
 
