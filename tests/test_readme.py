@@ -89,6 +89,7 @@ def trained_models(tmp_path, tiny_tokenizer) -> None:
     )
     SinkhornForCausalLM(config).save_pretrained(tmp_path / "runs" / "clm")
     tiny_tokenizer.save_pretrained(tmp_path / "runs" / "clm")
+    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, trained_models):
