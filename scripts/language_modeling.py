@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import find_checkpoint
 from datasets import DatasetDict
 from lm_data import LanguageModelingDataArguments, load_documents, to_chunks
 from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
+from resuming import find_checkpoint
 from run_record import provenance, write_json
 from torch import Tensor
 from training_defaults import SmallModelTrainingArguments

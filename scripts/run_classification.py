@@ -22,9 +22,9 @@ import evaluate
 import numpy as np
 import torch
 from baselines import baselines
-from checkpoints import find_checkpoint
 from datasets import DatasetDict, load_dataset
 from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
+from resuming import find_checkpoint
 from run_record import provenance, write_json
 from sotu import load_passages
 from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
