@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
+import transformers
 
 
 # Read when the libraries are imported, so they are set before that. A test that asks the Hub for anything fails at
@@ -59,3 +60,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
     bpe.train_from_iterator(["the state of the union", "peace and friendship with all mankind"] * 10, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, model_max_length=512, **special)
+
+
+@pytest.fixture(autouse=True)
+def same_verbosity():
+    """Scripts change how much the library tells; later tests read what it tells."""
+    before = transformers.logging.get_verbosity()
+    yield
+    transformers.logging.set_verbosity(before)
