@@ -5,12 +5,14 @@
 """
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from helpers import SCRIPTS
 from transformers import (
     AutoModelForCausalLM,
@@ -23,10 +25,12 @@ from transformers import (
 
 sys.path.append(str(SCRIPTS))
 
-from experiments import plan, report, results, run, tables  # noqa: E402
+from experiments import descriptors, plan, report, results, run, tables  # noqa: E402
 from experiments.models import PEERS, SINKHORN, make_model, parameters  # noqa: E402
 from experiments.tasks import Generated, byte_lm, listops, needle, pad, sorting, sotu_qa  # noqa: E402
 from experiments.tasks.text import SPECIALS, Encoder  # noqa: E402
+
+import attention_sinkhorn  # noqa: E402
 
 
 ROOT = SCRIPTS.parent
@@ -49,11 +53,13 @@ def test_generated_rows_depend_on_seed_and_place_alone():
 
 
 def test_sorting_labels_are_the_sorted_input(generator):
-    row = sorting.draw(generator, length=30, integers=10)
-    values = row["input_ids"][1:-1] - sorting.INTEGERS
-    assert row["labels"][1:-1].tolist() == sorted(values.tolist())
-    assert row["labels"][[0, -1]].tolist() == [-100, -100]
-    assert row["input_ids"][[0, -1]].tolist() == [sorting.FIRST, sorting.LAST]
+    row = sorting.draw(generator, length=32, integers=10)
+    marks = np.arange(0, 32, 8)
+    assert row["input_ids"][marks].tolist() == [11, 12, 13, 14] and (row["labels"][marks] == -100).all()
+    values, labels = (np.delete(row[name], marks) for name in ("input_ids", "labels"))
+    assert np.sort(values - sorting.INTEGERS).tolist() == labels.tolist() and len(labels) == 28
+    scores = sorting.score(row["labels"][None].clip(min=0), row["labels"][None], None)
+    assert scores == {"exact_match": 1.0, "token_accuracy": 1.0, "edit_distance": 0.0}
 
 
 def test_edit_distance():
@@ -216,6 +222,20 @@ def test_models_have_equal_parameters(name, auto_class):
     assert abs(parameters(found) - expected) <= min(slack, 2 * 3 * 32 + 2)
 
 
+@pytest.mark.parametrize("name, allowed", [("first", [16]), ("recent", [*range(8, 17)])])
+def test_other_causal_descriptors_read_what_they_say(name, allowed):
+    """The descriptor of block 2 depends on the tokens that `allowed` lists, and on no other."""
+    tokens = torch.randn(1, 32, 4, requires_grad=True)
+    blocks = tokens.unflatten(1, (4, 8))
+    own = attention_sinkhorn.causal_block_descriptors
+    with descriptors.causal_descriptor(name):
+        assert attention_sinkhorn.causal_block_descriptors is not own
+        found, _ = attention_sinkhorn.causal_block_descriptors(blocks[:, :, 0], blocks.sum(2), 8, "mean", None, None)
+    assert attention_sinkhorn.causal_block_descriptors is own
+    (grad,) = torch.autograd.grad(found[0, 2].sum(), tokens)
+    assert grad[0].abs().sum(-1).nonzero().flatten().tolist() == allowed
+
+
 def test_causal_models_and_sort_nets_have_equal_parameters():
     settings = SMALL | {"is_decoder": True}
     expected = parameters(make_model("soft", settings, 128, AutoModelForCausalLM, 0))
@@ -283,7 +303,7 @@ models: [local, soft]
 conditions: {only: {}}
 report: {test.exact_match: higher, test.edit_distance: lower}
 figures: [curve, by_condition]
-budgets: {full: {seeds: [0, 1]}, reduced: {seeds: [0]}, smoke: {seeds: [0]}}
+budgets: {full: {seeds: [0, 1]}, smoke: {seeds: [0]}}
 """
 
 
@@ -308,11 +328,11 @@ def records_in(folder: Path) -> dict[str, dict]:
 def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     assert tiny("--list") == 0
     assert capsys.readouterr().out.split() == [
-        f"tiny.only.{model}.seed{seed}.full" for seed in (0, 1) for model in ("local", "soft")
+        f"tiny.only.{model}.seed{seed}" for seed in (0, 1) for model in ("local", "soft")
     ]
     assert tiny("--seeds", "0") == 0
     records = records_in(tmp_path / "results")
-    assert list(records) == ["tiny.only.local.seed0.full.json", "tiny.only.soft.seed0.full.json"]
+    assert list(records) == ["tiny.only.local.seed0.json", "tiny.only.soft.seed0.json"]
     local, soft = records.values()
     assert soft["commit"] and soft["versions"]["torch"] and soft["machine"]["cpu_cores"]
     assert soft["steps"] == 12 and soft["seed"] == 0 and soft["budget"] == "full" and soft["seconds"] > 0
@@ -374,7 +394,7 @@ def test_one_failure_does_not_stop_the_rest(tiny, tmp_path, monkeypatch, capsys)
     (tmp_path / "configs" / "tiny.yaml").write_text(text)
     assert tiny("--seeds", "0") == 1
     assert "there is no model 'nonsense'" in capsys.readouterr().err
-    assert list(records_in(tmp_path / "results")) == ["tiny.only.soft.seed0.full.json"]
+    assert list(records_in(tmp_path / "results")) == ["tiny.only.soft.seed0.json"]
 
 
 @pytest.mark.parametrize(
@@ -390,12 +410,20 @@ def test_wrong_names_are_refused(flags, words):
         run.main(flags)
 
 
-@pytest.mark.parametrize("experiment, model", [("byte_lm", "soft"), ("sotu_qa", "local")])
-def test_shipped_experiments_run(tmp_path, experiment, model):
-    flags = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path), "--smoke", "--only", model]
-    conditions = ["--conditions", "sotu"] if experiment == "byte_lm" else []
-    assert run.main([experiment, *flags, *conditions]) == 0
-    assert len(records_in(tmp_path / "results")) == 1
+def test_the_whole_set_runs_at_reduced_scale(tmp_path):
+    """Every experiment, from its command to the page, with a few made-up reviews in place of IMDb's."""
+    for part in ("train", "test", "unsupervised"):
+        texts = [f"Review {i}: " + "it was " * 200 + ("good." if i % 2 else "bad.<br />") for i in range(120)]
+        Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(120)]}).to_parquet(
+            tmp_path / f"{part}.parquet"
+        )
+    folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
+    command = [sys.executable, str(SCRIPTS / "experiments" / "run.py"), "--smoke", "--jobs", "2", *folders]
+    subprocess.run([*command, "--imdb_folder", str(tmp_path)], check=True, timeout=300)
+    page = tmp_path / "page.md"
+    report.main(["--results_dir", str(tmp_path / "results"), "--output", str(page)])
+    for experiment in plan.experiments():
+        assert f"## {report.TITLES[experiment]}" in page.read_text()
 
 
 # Report --------------------------------------------------------------------------------------------------------------
@@ -410,7 +438,7 @@ def test_tables_and_figures_come_from_the_records(tiny, tmp_path, monkeypatch):
     records = list(records_in(tmp_path / "results").values())
     values = [record["scores"]["test"]["edit_distance"] for record in records if record["model"] == "soft"]
     assert len(values) == 2 and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
-    assert "## Tiny\n\nWords." in text and "The full budget." in text and "12 steps of 4 rows" in text
+    assert "## Tiny\n\nWords." in text and "12 steps of 4 rows" in text
     for figure in ("tiny-full-curve.png", "tiny-full-by_condition.png"):
         assert f"(figures/{figure})" in text
         assert (page.parent / "figures" / figure).read_bytes().startswith(b"\x89PNG")
@@ -425,6 +453,13 @@ def test_best_and_seeds_in_a_table():
     ]
     lines = tables.table(records, config).splitlines()
     assert lines[2:] == ["| a | 1,000 | 2.500 ± 0.707 | 2 | 1 |", "| b | 1,000 | **1.000** | 1 | 1 |"]
+
+
+def test_sentences_are_filled_from_the_records():
+    runs = [{"condition": "256_two", "model": "soft", "scores": {"test": {"accuracy": v}}} for v in (0.25, 0.75)]
+    assert report.filled("{256_two/soft/test.accuracy} of all", runs) == "0.500 ± 0.354 of all"
+    with pytest.raises(SystemExit, match=r"no run gives \{1/soft/test.accuracy\}"):
+        report.filled("{1/soft/test.accuracy}", runs)
 
 
 def test_the_page_says_what_the_records_say():

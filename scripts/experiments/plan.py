@@ -4,8 +4,8 @@ From a config file to runs. A run is one model, on one condition of one experime
 
 A config file gives `task`, and under `data`, `model` and `training` the settings of all its runs. Each entry of
 `conditions` (what varies in the task), then of `budgets` (how much is run), then of `variants` (what varies in the model)
-may change them. A budget names the seeds, the models and the conditions (`run`) that are run, and in its own `conditions` what
-is different for one of them.
+may change them. A budget, `full` or `smoke`, names the seeds, the models and the conditions (`run`) that are run, and in its own `conditions`
+what is different for one of them.
 """
 
 import copy
@@ -20,7 +20,7 @@ from user_errors import UserError
 
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-BUDGETS = ("full", "reduced", "smoke")
+BUDGETS = ("full", "smoke")
 SETTINGS = ("task", "data", "model", "training")
 
 
@@ -31,18 +31,25 @@ class Run:
     condition: str
     model: str
     seed: int
-    settings: dict[str, Any] = field(hash=False)  # task, data, model, training, and the variant's `as` and `serve`
+    settings: dict[str, Any] = field(
+        hash=False
+    )  # task, data, model, training; of a variant `as`, `serve`, `descriptor`
 
     @property
     def name(self) -> str:
-        return f"{self.experiment}.{self.condition}.{self.model}.seed{self.seed}.{self.budget}"
+        return f"{self.experiment}.{self.condition}.{self.model}.seed{self.seed}"
 
     @property
     def command(self) -> list[str]:
         """What makes this one run again, from the root of the repository."""
-        flags = {"budget": self.budget, "conditions": self.condition, "only": self.model, "seeds": str(self.seed)}
+        flags = {"conditions": self.condition, "only": self.model, "seeds": str(self.seed)}
         flags = itertools.chain.from_iterable((f"--{name}", value) for name, value in flags.items())
-        return ["scripts/experiments/run.py", self.experiment, *flags]
+        return [
+            "scripts/experiments/run.py",
+            self.experiment,
+            *flags,
+            *(["--smoke"] if self.budget == "smoke" else []),
+        ]
 
 
 def experiments() -> list[str]:
@@ -100,6 +107,8 @@ def runs_of(
             )
             settings["as"] = variant.get("as", "soft" if variants else model)
             settings["serve"] = variant.get("serve", {})
+            if "descriptor" in variant:
+                settings["descriptor"] = variant["descriptor"]
             yield Run(experiment, budget, condition, model, seed, settings)
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Makes `docs/experiments.md` and its figures from the JSON files of runs. What the numbers say in words is in the config files
-(`says`), beside the settings they were measured with.
+(`says`), beside the settings they were measured with; a number in it is `{condition/model/score}`, filled from the files.
 
     python scripts/experiments/report.py
     python scripts/experiments/report.py --results_dir runs/experiments_smoke --output runs/report/experiments.md
@@ -9,6 +9,7 @@ Makes `docs/experiments.md` and its figures from the JSON files of runs. What th
 
 import argparse
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from user_errors import UserError  # noqa: E402
+
 from experiments.plan import BUDGETS, experiments, load_config  # noqa: E402
-from experiments.results import chosen, load_records  # noqa: E402
+from experiments.results import cell, chosen, load_records  # noqa: E402
 from experiments.tables import table  # noqa: E402
 
 
@@ -31,11 +34,6 @@ TITLES = {
     "byte_lm": "Language modelling of bytes",
     "sotu_qa": "Question answering",
     "ablations": "One factor at a time",
-}
-TOLD_BUDGETS = {
-    "full": "The full budget.",
-    "reduced": "The reduced budget: one seed, fewer models and steps. A difference may be chance.",
-    "smoke": "The smoke budget: a few steps, which show that the code runs and nothing else.",
 }
 INTRODUCTION = """\
 # Experiments
@@ -70,13 +68,28 @@ def render(records: list[dict[str, Any]], figures: dict[tuple[str, str], list[st
             found = chosen(records, experiment=name, budget=budget)
             if not found:
                 continue
-            parts.append(f"{TOLD_BUDGETS[budget]}\n\n{steps_told(found)}\n\n{table(found, config)}\n")
+            if budget == "smoke":
+                parts.append("A few steps of each, which show that the code runs and nothing else.\n")
+            elif config.get("says"):
+                parts.append(filled(config["says"], found).strip() + "\n")
+            parts.append(f"{steps_told(found)}\n\n{table(found, config)}\n")
             parts += [
                 f"![{TITLES.get(name, name)}: {Path(path).stem}]({path})\n" for path in figures.get((name, budget), ())
             ]
-        if config.get("says"):
-            parts.append(config["says"].strip() + "\n")
     return "\n".join(parts)
+
+
+def filled(text: str, records: list[dict[str, Any]]) -> str:
+    """`text` with every `{condition/model/score}`, such as `{256/soft/test.accuracy}`, replaced by the mean and spread."""
+
+    def number(match: re.Match) -> str:
+        condition, model, path = match.groups()
+        found = cell(chosen(records, condition=condition, model=model), path)
+        if found is None:
+            raise UserError(f"no run gives {match.group()}; a sentence in a config file asks for it.")
+        return str(found)
+
+    return re.sub(r"\{([^/{}]+)/([^/{}]+)/([^/{}]+)\}", number, text)
 
 
 def steps_told(records: list[dict[str, Any]]) -> str:

@@ -5,10 +5,10 @@ file is there is not run again; one that was interrupted goes on from its last c
 tables and figures.
 
     python scripts/experiments/run.py --smoke                       # every experiment, a few steps: minutes
-    python scripts/experiments/run.py all --budget reduced --jobs 2 # one seed, the models that tell most
     python scripts/experiments/run.py all --jobs 2                  # everything: a night on two cores
+    python scripts/experiments/run.py all --seeds 0 --jobs 2        # one seed of everything
     python scripts/experiments/run.py sorting needle --only soft,local --seeds 0,1
-    python scripts/experiments/run.py all --budget reduced --list   # what would be run
+    python scripts/experiments/run.py all --list                    # what would be run, and what is done
 """
 
 import argparse
@@ -31,18 +31,17 @@ import transformers  # noqa: E402
 from run_record import write_json  # noqa: E402
 from user_errors import UserError  # noqa: E402
 
-from experiments.plan import BUDGETS, Run, all_runs, experiments, load_config  # noqa: E402
+from experiments.plan import Run, all_runs, experiments, load_config  # noqa: E402
 from experiments.training import execute  # noqa: E402
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiments", nargs="*", default=["all"], help=f"all, or some of {', '.join(experiments())}.")
-    parser.add_argument("--budget", choices=BUDGETS, default="full", help="How much is run; see the config files.")
-    parser.add_argument("--smoke", action="store_true", help="--budget smoke, and files under runs/.")
-    parser.add_argument("--seeds", type=_integers, help="By commas; default: the budget's.")
-    parser.add_argument("--only", type=_words, metavar="MODELS", help="Some of the budget's models, by commas.")
-    parser.add_argument("--conditions", type=_words, help="Conditions of the config file; default: the budget's.")
+    parser.add_argument("--smoke", action="store_true", help="A few steps of each, with files under runs/.")
+    parser.add_argument("--seeds", type=_integers, help="By commas; default: those of the config files.")
+    parser.add_argument("--only", type=_words, metavar="MODELS", help="Some of the models, by commas.")
+    parser.add_argument("--conditions", type=_words, help="Some of the config files' conditions, by commas.")
     parser.add_argument("--results_dir", type=Path, help="Default: results/experiments.")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "experiments", help="For checkpoints.")
     parser.add_argument("--time_limit_minutes", type=float, help="Stop with a checkpoint then; call again to go on.")
@@ -51,8 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--keep_models", action="store_true", help="Leave the trained models in --work_dir.")
     parser.add_argument("--list", action="store_true", help="Say what would be run, and stop.")
     options = parser.parse_args(arguments)
-    if options.smoke:
-        options.budget = "smoke"
+    options.budget = "smoke" if options.smoke else "full"
     if options.results_dir is None:
         options.results_dir = ROOT / ("runs/experiments_smoke" if options.smoke else "results/experiments")
     return options

@@ -12,6 +12,7 @@ from training_defaults import SmallModelTrainingArguments
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
+from experiments.descriptors import causal_descriptor
 from experiments.models import make_model, parameters
 from experiments.plan import Run
 from experiments.tasks import TaskData, load_task
@@ -64,6 +65,13 @@ def execute(
     Args:
         work_dir: for checkpoints; emptied when the run is done, but for the model where `keep_model`.
     """
+    with causal_descriptor(run.settings.get("descriptor")):
+        return _execute(run, work_dir, deadline, imdb_folder, keep_model)
+
+
+def _execute(
+    run: Run, work_dir: Path, deadline: float | None, imdb_folder: str | None, keep_model: bool
+) -> dict[str, Any] | None:
     settings = run.settings
     task = load_task(settings["task"], settings["data"], run.seed, settings["training"], imdb_folder)
     model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)

@@ -2,6 +2,8 @@
 """
 Sorting integers, the algorithmic task of the paper (section 4.1 there), as tagging by an encoder: at each position the model
 names the integer that stands there once the sequence is sorted. Trained at one length; tested at it and at twice that.
+Every eighth token is a mark that says which eighth it opens. A model with attention inside blocks alone has no other way to
+know where in the sequence a block stands; the marks of the second half of the longer rows are new to all models.
 
 The paper has it as sequence to sequence. Tagging lets every kind of attention take part, SortCut and BigBird too.
 """
@@ -12,16 +14,18 @@ from transformers import AutoModelForTokenClassification
 from experiments.tasks import TEST, Generated, TaskData, chosen, generated_parts, pad
 
 
-FIRST, LAST = 1, 2  # tokens before and after the sequence: the only marks of where it begins and ends
-INTEGERS = 3  # token of the integer 0
+MARKED = 8  # tokens from one mark to the next
+INTEGERS = 1  # token of the integer 0; marks follow on the integers
 
 
 def draw(generator: np.random.Generator, length: int, integers: int) -> dict[str, np.ndarray]:
-    """Integers between two marks; the label of a position is the integer there in sorted order, of a mark none."""
-    values = generator.integers(integers, size=length)
+    """`length` tokens with their marks; the label of an integer is the one there in sorted order, of a mark none."""
+    marks = length // MARKED
+    values = generator.integers(integers, size=length - marks)
+    opened = INTEGERS + integers + np.arange(marks)
     return {
-        "input_ids": np.concatenate(([FIRST], INTEGERS + values, [LAST])),
-        "labels": np.concatenate(([-100], np.sort(values), [-100])),
+        "input_ids": np.column_stack((opened, INTEGERS + values.reshape(marks, -1))).reshape(-1),
+        "labels": np.column_stack((np.full(marks, -100), np.sort(values).reshape(marks, -1))).reshape(-1),
     }
 
 
@@ -40,7 +44,8 @@ def edit_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def score(predictions: np.ndarray, labels: np.ndarray, rows) -> dict[str, float]:
-    predictions, labels = predictions[:, 1:-1], labels[:, 1:-1]  # without the marks
+    places = labels[0] >= 0  # without the marks
+    predictions, labels = predictions[:, places], labels[:, places]
     return {
         "exact_match": float((predictions == labels).all(1).mean()),
         "token_accuracy": float((predictions == labels).mean()),
@@ -55,11 +60,11 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
     twice = Generated(data["test_rows"], lambda g: draw(g, 2 * length, integers), seed, TEST, 2)
     return TaskData(
         auto_class=AutoModelForTokenClassification,
-        config={"vocab_size": INTEGERS + integers, "num_labels": integers, "pad_token_id": 0},
+        config={"vocab_size": INTEGERS + integers + 2 * length // MARKED, "num_labels": integers, "pad_token_id": 0},
         train=train,
         validation=validation,
         tests={"test": test, "twice": twice},
-        longest=2 * length + 2,
+        longest=2 * length,
         reduce=chosen,
         score=score,
         collate=pad,

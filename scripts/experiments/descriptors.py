@@ -1,0 +1,36 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+What a causal SortNet might read of a block in place of all tokens up to its first one. For experiments alone: whole rows,
+without a cache and without packing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+import attention_sinkhorn
+
+
+def recent(first_tokens: Tensor, sums: Tensor, block_size: int, *rest) -> tuple[Tensor, Tensor]:
+    """As `causal_block_descriptors`: the block's first token plus the mean of the block before it."""
+    before = torch.cat((torch.zeros_like(sums[:, :1]), sums), dim=1)[:, :-1] / block_size
+    return before + first_tokens, sums.cumsum(1)
+
+
+def first(first_tokens: Tensor, sums: Tensor, *rest) -> tuple[Tensor, Tensor]:
+    """The same: the block's first token alone."""
+    return first_tokens.to(sums.dtype), sums.cumsum(1)
+
+
+@contextmanager
+def causal_descriptor(name: str | None) -> Iterator[None]:
+    """Inside it, causal SortNets read `"recent"` or `"first"`; `None` changes nothing."""
+    own = attention_sinkhorn.causal_block_descriptors
+    if name is not None:
+        attention_sinkhorn.causal_block_descriptors = {"recent": recent, "first": first}[name]
+    try:
+        yield
+    finally:
+        attention_sinkhorn.causal_block_descriptors = own
