@@ -106,7 +106,9 @@ class SinkhornSortNet(nn.Module):
         pooling = self.config.sort_pooling
         if not self.config.is_decoder:
             means = block_means(blocks, context.grid)
-            descriptors = means if pooling == "mean" else block_sums(blocks)
+            descriptors = means
+            if pooling != "mean":
+                descriptors = block_sums(blocks) if pooling == "sum" else blocks[:, :, 0]
             logits = self.logits(descriptors, means, blocks, context)
             return sinkhorn_balance(self.perturb(logits), context.balanced, self.config.sinkhorn_iterations)
         sums, b = block_sums(blocks), self.config.block_size
@@ -115,7 +117,7 @@ class SinkhornSortNet(nn.Module):
         else:
             descriptors = packed_causal_descriptors(blocks[:, :, 0], sums, context.grid, pooling)
         logits = self.logits(descriptors, sums / b, blocks, context)
-        return causal_sinkhorn_balance(self.perturb(logits), context.balanced, self.config.sinkhorn_iterations)[0]
+        return self.balance_causally(logits, context.balanced)[0]
 
     def logits(self, descriptors: Tensor, means: Tensor, blocks: Tensor, context: BlockContext) -> Tensor:
         rows, columns = self.features(descriptors, means, blocks.dtype)
@@ -167,10 +169,8 @@ class SinkhornSortNet(nn.Module):
         return self._balance_on(cache.row_features[:, :num_blocks], columns, balanced.unsqueeze(1), num_blocks, cache)
 
     def _balance_on(self, rows, columns, balanced: Tensor, num_blocks: int, cache: SinkhornDynamicLayer) -> Tensor:
-        logits = self.perturb(self.compare(rows, columns, num_blocks))
-        matrix, sums = causal_sinkhorn_balance(
-            logits, balanced, self.config.sinkhorn_iterations, cache.column_sums(num_blocks)
-        )
+        logits = self.compare(rows, columns, num_blocks)
+        matrix, sums = self.balance_causally(logits, balanced, cache.column_sums(num_blocks))
         cache.keep("columns", sums)
         return matrix
 
@@ -197,6 +197,11 @@ class SinkhornSortNet(nn.Module):
         # Half precision would round logits that differ by little to ties, also under autocast.
         with maybe_autocast(device_type=rows.device.type, enabled=False):
             return _float32(rows) @ _float32(columns).transpose(-1, -2) * config.head_dim**-0.5
+
+    def balance_causally(self, logits: Tensor, allowed: Tensor, columns: Tensor | None = None) -> tuple:
+        config = self.config
+        capacity = config.causal_balancing == "capacity"
+        return causal_sinkhorn_balance(self.perturb(logits), allowed, config.sinkhorn_iterations, columns, capacity)
 
     def perturb(self, logits: Tensor) -> Tensor:
         """Gumbel noise in training mode, and the temperature."""

@@ -183,13 +183,13 @@ def causal_block_descriptors(
 ) -> tuple[Tensor, Tensor]:
     """
     What a causal SortNet reads of each destination block (design section 2.2): the sum or mean over all tokens of the
-    row up to and including the block's first, the last one that no query of the block lies before.
+    row up to and including the block's first, the last one that no query of the block lies before; or that one alone.
 
     Args:
         first_tokens: `(B, N, E)`, the first token of each block.
         sums: `(B, N, E)`, the `block_sums`, of all blocks of the row or of those from `first_block` on.
         block_size: `b`, tokens per block.
-        pooling: `"sum"` or `"mean"`.
+        pooling: `"sum"`, `"mean"` or `"first"`.
         first_block: `(B,)`, the number of the first block given; `None` for 0.
         before: `(B, E)`, the sum over the tokens of the blocks before it; `None` for 0.
 
@@ -201,6 +201,8 @@ def causal_block_descriptors(
     after = sums.cumsum(1) + start
     # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens. And not
     # `sums[:, :1]` and `after[:, :-1]`, whose sizes a graph for any length would ask about.
+    if pooling == "first":
+        return first_tokens.to(sums.dtype), after
     descriptors = torch.cat((start, after), dim=1)[:, :-1] + first_tokens
     if pooling == "mean":
         block = torch.arange(sums.shape[1], device=sums.device)
@@ -211,6 +213,8 @@ def causal_block_descriptors(
 
 def packed_causal_descriptors(first_tokens: Tensor, sums: Tensor, grid: BlockGrid, pooling: str) -> Tensor:
     """`causal_block_descriptors` `(B, N, E)` of packed rows, which begin anew with each document."""
+    if pooling == "first":
+        return first_tokens.to(sums.dtype)
     block = torch.arange(grid.num_blocks, device=sums.device)
     earlier = same_document(grid.document, grid.document) & (block < block.unsqueeze(-1))
     descriptors = earlier.to(sums.dtype) @ sums + first_tokens
@@ -308,12 +312,16 @@ class _SinkhornBalance(torch.autograd.Function):
 
 
 def causal_sinkhorn_balance(
-    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None = None
+    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None = None, capacity: bool = False
 ) -> tuple[Tensor, Tensor]:
     """
     Causal Sinkhorn balancing (design section 2.4): as `sinkhorn_balance`, but the column normaliser of row `i` sums
     over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks. So balancing is a
     recurrence over rows, and may go on from earlier ones.
+
+    The column `i - 1` is new in row `i`, so its sum is that one entry, which becomes 1 whatever the logits: the block
+    before always has the largest weight. With `capacity` a column is divided by its sum only where that is above 1
+    (partial transport: each source may be used up to once, and need not be), and a row is free to choose.
 
     Args:
         logits: `(B, G, n, N)` float32, the next `n` rows.
@@ -321,20 +329,23 @@ def causal_sinkhorn_balance(
             allow nothing take no part.
         columns: `(B, G, iterations, N)`, what the rows before these left (the second value returned for them): the
             logsumexp of each column so far, in each iteration. `None` where there are none.
+        capacity: whether column sums may be below 1.
 
     Returns:
         `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
     """
-    arguments = (logits, allowed.expand_as(logits), iterations, columns)
+    arguments = (logits, allowed.expand_as(logits), iterations, columns, capacity)
     if torch.is_grad_enabled() and logits.requires_grad:
         # Computed again for the backward pass: otherwise each iteration would keep matrices of `n * N`.
         return checkpoint(_causal_balance, *arguments, use_reentrant=False, preserve_rng_state=False)
     return _causal_balance(*arguments)
 
 
-def _causal_balance(logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None) -> tuple[Tensor, Tensor]:
+def _causal_balance(
+    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None, capacity: bool
+) -> tuple[Tensor, Tensor]:
     if columns is None and _spans_little(logits, allowed, iterations):
-        return _causal_balance_of_exponentials(logits, allowed, iterations)
+        return _causal_balance_of_exponentials(logits, allowed, iterations, capacity)
     # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
     floor = causal_floor(logits.dtype)
@@ -347,7 +358,7 @@ def _causal_balance(logits: Tensor, allowed: Tensor, iterations: int, columns: T
         else:
             sums = torch.cat((columns[:, :, iteration, None], logits), dim=-2).logcumsumexp(-2)[:, :, 1:]
         after.append(sums[:, :, -1])
-        logits = (logits - sums).masked_fill(~allowed, floor)
+        logits = (logits - (sums.clamp(min=0) if capacity else sums)).masked_fill(~allowed, floor)
     after = torch.stack(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
     return logits.softmax(-1).masked_fill(~allowed, 0.0), after
 
@@ -368,7 +379,9 @@ def _spans_little(logits: Tensor, allowed: Tensor, iterations: int) -> bool:
     return span + steps < 650  # the smallest number has the logarithm -708
 
 
-def _causal_balance_of_exponentials(logits: Tensor, allowed: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+def _causal_balance_of_exponentials(
+    logits: Tensor, allowed: Tensor, iterations: int, capacity: bool
+) -> tuple[Tensor, Tensor]:
     """The same for the whole matrix at once, without logarithms."""
     floor = causal_floor(logits.dtype)
     highest = logits.detach().masked_fill(~allowed, floor).amax(-1, keepdim=True)
@@ -379,7 +392,7 @@ def _causal_balance_of_exponentials(logits: Tensor, allowed: Tensor, iterations:
         sums = matrix.cumsum(-2)
         last = sums[:, :, -1]
         after.append(_one_for_zero(last).log().masked_fill(last == 0, floor))
-        matrix = matrix / _one_for_zero(sums)
+        matrix = matrix / (sums.clamp(min=1) if capacity else _one_for_zero(sums))
     after = torch.stack(after, dim=2) if after else matrix.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
     matrix = matrix / _one_for_zero(matrix.sum(-1, keepdim=True))
     return matrix.to(logits.dtype), after.to(logits.dtype)

@@ -167,7 +167,8 @@ def watch(
 def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> Tensor:
     """What the balancing of a model makes of a SortNet that prefers nothing, in the shape of `like` `(1, 1, N, N)`."""
     if config.is_decoder:
-        return causal_sinkhorn_balance(torch.zeros_like(like), allowed, config.sinkhorn_iterations)[0]
+        capacity = config.causal_balancing == "capacity"
+        return causal_sinkhorn_balance(torch.zeros_like(like), allowed, config.sinkhorn_iterations, None, capacity)[0]
     return sinkhorn_balance(torch.zeros_like(like), allowed, config.sinkhorn_iterations)
 
 

@@ -12,6 +12,7 @@ i destination (query) block, j source block, t slot inside a block, g key/value 
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -121,15 +122,17 @@ def rotate_all(vectors, positions, theta):
 
 
 def pool(x_row, tokens, pooling):
-    """x_row (L, hidden), a list of tokens -> (hidden,): their "mean" or "sum"; zeros for no tokens."""
+    """x_row (L, hidden), a list of tokens -> (hidden,): their "mean" or "sum"; zeros for no tokens; of one token, itself."""
     if not tokens:
         return x_row.new_zeros(x_row.shape[-1])
     total = x_row[tokens].sum(dim=0)
     return total / len(tokens) if pooling == "mean" else total
 
 
-def tokens_described(blocks, i, causal):
+def tokens_described(blocks, i, pooling, causal):
     """Which tokens p_i summarises: block i; causal: every real token from the start to the first token of block i."""
+    if pooling == "first":
+        return blocks[i][:1]
     if not causal or not blocks[i]:
         return blocks[i]
     return real_tokens(blocks[:i]) + blocks[i][:1]
@@ -139,7 +142,9 @@ def descriptors(x, grid, pooling, causal):
     """x (B, L, hidden) -> p (B, N, hidden)."""
     return torch.stack(
         [
-            torch.stack([pool(x_row, tokens_described(blocks, i, causal), pooling) for i in range(len(blocks))])
+            torch.stack(
+                [pool(x_row, tokens_described(blocks, i, pooling, causal), pooling) for i in range(len(blocks))]
+            )
             for x_row, blocks in zip(x, grid)
         ]
     )
@@ -194,16 +199,20 @@ def balance(z, iterations):
     return torch.stack([normalise(z[i]) for i in range(n)]).exp()
 
 
-def balance_causal(z, iterations):
+def balance_causal(z, iterations, capacity=False):
     """Causal: z (n, n) -> P (n, n). Row i sees only j < i; row 0 is zeros.
 
     Column normaliser of row i: C_j = logsumexp over rows j < i' <= i of this iteration's row-normalised z[i', j].
+    With capacity, a column whose sum is below 1 (its logarithm below 0) is left as it is.
     """
     n = z.shape[0]
     rows = [z[i, :i] for i in range(n)]  # row i has i entries; row 0 has none and stays empty
     for _ in range(iterations):
         rows = [rows[0]] + [normalise(rows[i]) for i in range(1, n)]
-        rows = [rows[0]] + [rows[i] - column_prefix(rows, i) for i in range(1, n)]
+        columns = [column_prefix(rows, i) for i in range(1, n)]
+        if capacity:
+            columns = [torch.where(column > 0, column, 0) for column in columns]
+        rows = [rows[0]] + [row - column for row, column in zip(rows[1:], columns)]
     matrix = z.new_zeros(n, n)
     for i in range(1, n):
         matrix[i, :i] = normalise(rows[i]).exp()
@@ -219,7 +228,9 @@ def column_prefix(rows, i):
 def balance_all(logits, grid, config, noise=None):
     """logits R, noise (B, G, N, N) -> P (B, G, N, N); rows and columns of blocks without real tokens are 0."""
     z = (logits if noise is None else logits + noise) / config.sinkhorn_temperature
-    method = balance_causal if config.is_decoder else balance
+    method = balance
+    if config.is_decoder:
+        method = partial(balance_causal, capacity=config.causal_balancing == "capacity")
     matrix = torch.zeros_like(z)
     for row, blocks in enumerate(grid):
         n = count_real_blocks(blocks)

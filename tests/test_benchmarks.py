@@ -56,7 +56,7 @@ def test_decoding(tmp_path, monkeypatch, capsys):
 
 
 def test_no_speed_without_parity(tmp_path, monkeypatch):
-    def leaky(logits, allowed, iterations, columns=None):
+    def leaky(logits, allowed, iterations, *rest):
         matrix = sinkhorn_balance(logits, allowed, iterations)
         return matrix, torch.zeros(*matrix.shape[:2], iterations, matrix.shape[-1])
 

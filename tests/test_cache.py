@@ -58,6 +58,8 @@ def in_chunks(model, ids, mask, sizes, cache):
         {"sort_net": "linear"},
         {"sort_net": "mlp", "sort_pooling": "sum", "sort_assignment": "hard"},
         {"sinkhorn_iterations": 0},
+        {"causal_balancing": "capacity", "sort_pooling": "first"},
+        {"causal_balancing": "capacity", "sort_assignment": "hard", "num_local_blocks": 2},
         {"layer_type": "mixture_attention"},
         {"layer_type": "mixture_attention", "sort_assignment": "hard"},
         {"layer_type": "local_attention", "num_local_blocks": 2},

@@ -42,6 +42,7 @@ def test_round_trip(tmp_path):
         ({"hidden_dropout": 1.0}, r"`hidden_dropout` must be in \[0, 1\)"),
         ({"sort_net": "attention"}, "`sort_net` must be one of"),
         ({"sort_pooling": "max"}, "`sort_pooling` must be one of"),
+        ({"causal_balancing": "none"}, "`causal_balancing` must be one of"),
         ({"sort_assignment": "argmax"}, "`sort_assignment` must be one of"),
         ({"classifier_pooling": "max"}, "`classifier_pooling` must be one of"),
         ({"layer_types": ["linear_attention"] * 12}, "`layer_types` holds .*each entry must be one of"),

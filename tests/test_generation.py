@@ -107,7 +107,13 @@ def pairs_with_a_gradient(model, num_tokens=19):
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 @pytest.mark.parametrize("layer_type", CAUSAL_LAYERS)
 def test_no_pair_of_positions_leaks(layer_type, assignment, training):
-    for overrides in ({}, {"num_local_blocks": 2}, {"sort_net": "linear", "sort_pooling": "sum"}, {"block_size": 1}):
+    for overrides in (
+        {},
+        {"num_local_blocks": 2},
+        {"sort_net": "linear", "sort_pooling": "sum"},
+        {"block_size": 1},
+        {"causal_balancing": "capacity", "sort_pooling": "first"},
+    ):
         torch.manual_seed(1)
         config = tiny_config(layer_type, is_decoder=True, sort_assignment=assignment, **overrides)
         seen = pairs_with_a_gradient(SinkhornModel(config).train(training))
@@ -119,8 +125,9 @@ def test_no_pair_of_positions_leaks(layer_type, assignment, training):
 @torch.no_grad()
 def test_later_tokens_leave_no_trace_in_the_numbers(assignment):
     """Not even in their rounding, where two large numbers were added and taken away again."""
-    for pooling in ("mean", "sum"):
-        model = make(sort_assignment=assignment, sort_pooling=pooling, block_size=16, max_position_embeddings=256)
+    for pooling, balancing in (("mean", "equality"), ("sum", "equality"), ("first", "capacity")):
+        settings = {"sort_pooling": pooling, "causal_balancing": balancing}
+        model = make(sort_assignment=assignment, **settings, block_size=16, max_position_embeddings=256)
         ids, other = prompt(2, 190), prompt(2, 190, seed=2)
         for position in (1, 20, 64, 150):
             changed = torch.cat((ids[:, :position], other[:, position:]), dim=1)
@@ -131,7 +138,7 @@ def test_later_tokens_leave_no_trace_in_the_numbers(assignment):
 def test_a_planted_leak_is_found(monkeypatch):
     """Negative control: column sums over all rows of the matrix, as public code has them."""
 
-    def leaky(logits, allowed, iterations, columns=None):
+    def leaky(logits, allowed, iterations, *rest):
         return sinkhorn_balance(logits, allowed, iterations), None
 
     monkeypatch.setattr(attention_sinkhorn, "causal_sinkhorn_balance", leaky)

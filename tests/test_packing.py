@@ -53,6 +53,8 @@ def test_each_document_equals_the_document_alone(layer_type, assignment, is_deco
     {"num_local_blocks": 3, "is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 2},
     {"attention_bias": True, "mlp_bias": True},
     {"sort_pooling": "sum", "is_decoder": True},
+    {"sort_pooling": "first", "is_decoder": True, "causal_balancing": "capacity"},
+    {"sort_pooling": "first"},
 ])  # fmt: skip
 def test_with_every_setting(overrides):
     model = make(**overrides).eval()

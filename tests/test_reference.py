@@ -80,7 +80,7 @@ def test_padding_anywhere(layer_type, assignment, is_decoder):
 
 
 @pytest.mark.parametrize("sort_net", ["linear", "mlp", "bilinear"])
-@pytest.mark.parametrize("pooling", ["mean", "sum"])
+@pytest.mark.parametrize("pooling", ["mean", "sum", "first"])
 @pytest.mark.parametrize("is_decoder", [False, True])
 @pytest.mark.parametrize("assignment", ["soft", "hard"])
 def test_every_sort_net(sort_net, pooling, is_decoder, assignment):
@@ -98,6 +98,9 @@ def test_every_sort_net(sort_net, pooling, is_decoder, assignment):
         {"sinkhorn_iterations": 0},
         {"sinkhorn_iterations": 1},
         {"sinkhorn_temperature": 0.1},
+        {"causal_balancing": "capacity", "is_decoder": True},
+        {"causal_balancing": "capacity", "is_decoder": True, "sinkhorn_temperature": 0.1, "sort_pooling": "first"},
+        {"causal_balancing": "capacity", "is_decoder": True, "sort_assignment": "hard", "num_local_blocks": 2},
         {"num_local_blocks": 2},
         {"num_local_blocks": 3, "is_decoder": True},
         {"num_local_blocks": 2, "is_decoder": True, "sort_assignment": "hard"},

@@ -87,12 +87,13 @@ def test_empty_blocks_take_no_part():
             assert matrix[row, :, :, count:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("capacity", [False, True])
 @pytest.mark.parametrize("iterations", [0, 1, 7])
-def test_causal_matrix_is_strictly_lower_triangular_and_never_looks_ahead(iterations):
+def test_causal_matrix_is_strictly_lower_triangular_and_never_looks_ahead(iterations, capacity):
     torch.manual_seed(0)
     logits = torch.randn(1, 1, 8, 8, dtype=torch.double, requires_grad=True)
     allowed = allowed_pairs(block_grid(32, 4), True, logits.device)
-    matrix, _ = causal_sinkhorn_balance(logits, allowed, iterations)
+    matrix, _ = causal_sinkhorn_balance(logits, allowed, iterations, capacity=capacity)
     assert matrix.triu().abs().sum() == 0
     assert_close(matrix.sum(-1)[..., 1:], torch.ones(1, 1, 7))
     for row in range(8):
@@ -110,11 +111,12 @@ def test_a_planted_leak_is_seen():
     assert gradient[0, 0, 4:].abs().sum() > 0
 
 
-def test_causal_balancing_goes_on_from_earlier_rows():
+@pytest.mark.parametrize("capacity", [False, True])
+def test_causal_balancing_goes_on_from_earlier_rows(capacity):
     """In any parts, with rows that take no part, and with more columns from part to part."""
     logits = torch.randn(2, 2, 9, 9, dtype=torch.double)
     allowed = allowed_pairs(block_grid(36, 4), True, logits.device)
-    whole, whole_sums = causal_sinkhorn_balance(logits, allowed, 5)
+    whole, whole_sums = causal_sinkhorn_balance(logits, allowed, 5, capacity=capacity)
     for parts in ([9], [1] * 9, [3, 1, 5], [4, 4, 1]):
         columns, start, rows = None, 0, []
         for size in parts:
@@ -123,11 +125,35 @@ def test_causal_balancing_goes_on_from_earlier_rows():
                 missing = end - columns.shape[-1]
                 columns = torch.nn.functional.pad(columns, (0, missing), value=causal_floor(logits.dtype))
             part = slice(start, end)
-            matrix, columns = causal_sinkhorn_balance(logits[..., part, :end], allowed[..., part, :end], 5, columns)
+            arguments = (logits[..., part, :end], allowed[..., part, :end], 5, columns, capacity)
+            matrix, columns = causal_sinkhorn_balance(*arguments)
             rows.append(torch.nn.functional.pad(matrix, (0, 9 - end)))
             start = end
         assert_close(torch.cat(rows, dim=2), whole, 1e-12)
         assert_close(columns.exp(), whole_sums.exp(), 1e-12)
+
+
+def test_equal_column_sums_favour_the_block_before_and_capacity_does_not():
+    """Logits that want block 0 beside the last block, as strongly as numbers allow."""
+    logits = torch.zeros(1, 1, 12, 12)
+    logits[..., -1, 0] = 100
+    allowed = torch.ones(12, 12, dtype=torch.bool).tril(-1)
+    for iterations in (1, 2, 8, 20):
+        equality, capacity = (
+            causal_sinkhorn_balance(logits, allowed, iterations, capacity=capacity)[0][0, 0, -1]
+            for capacity in (False, True)
+        )
+        assert equality.argmax() == 10 and equality[0] < 0.5
+        assert capacity.argmax() == 0 and capacity[0] > 0.9
+
+
+def test_capacity_holds_back_a_block_that_all_want():
+    """Of eight rows that want block 0, the first one gets it whole, and the later ones less than without balancing."""
+    logits = torch.zeros(1, 1, 9, 9)
+    logits[..., 0] = 3
+    allowed = torch.ones(9, 9, dtype=torch.bool).tril(-1)
+    free, held = (causal_sinkhorn_balance(logits, allowed, t, capacity=True)[0][0, 0, :, 0] for t in (0, 8))
+    assert held[1] == free[1] == 1 and (held[2:] < free[2:]).all() and held[-1] < 0.5 * free[-1]
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 6])
@@ -141,7 +167,8 @@ def test_backward_of_balancing_is_exact(iterations, masked):
 
 @pytest.mark.parametrize("scale, is_short_cut", [(1.0, True), (50.0, True), (400.0, False)])
 @pytest.mark.parametrize("iterations", [0, 1, 8])
-def test_causal_balancing_without_logarithms_is_the_same(scale, is_short_cut, iterations, monkeypatch):
+@pytest.mark.parametrize("capacity", [False, True])
+def test_causal_balancing_without_logarithms_is_the_same(scale, is_short_cut, iterations, capacity, monkeypatch):
     torch.manual_seed(0)
     logits = (torch.randn(2, 2, 9, 9) * scale).requires_grad_()
     allowed = torch.ones(9, 9, dtype=torch.bool).tril(-1).expand(2, 2, 9, 9).clone()
@@ -150,7 +177,7 @@ def test_causal_balancing_without_logarithms_is_the_same(scale, is_short_cut, it
     upstream = torch.randn(2, 2, 9, 9)
     results = []
     for _ in range(2):
-        matrix, columns = causal_sinkhorn_balance(logits, allowed, iterations)
+        matrix, columns = causal_sinkhorn_balance(logits, allowed, iterations, capacity=capacity)
         results.append((matrix, columns, *torch.autograd.grad(matrix, logits, upstream)))
         monkeypatch.setattr(sorting_sinkhorn, "_spans_little", lambda *args: False)
     for actual, expected in zip(*results):

@@ -13,7 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 
-# What each layer type attends to is told in the class docstring; the last three tuples are the choices of the sorter.
+# What each layer type attends to is told in the class docstring; the tuples below are the choices of the sorter.
 LAYER_TYPES = (
     "sinkhorn_attention",
     "sortcut_attention",
@@ -28,8 +28,9 @@ configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
 )
 
 SORT_NETS = ("linear", "mlp", "bilinear")
-SORT_POOLINGS = ("mean", "sum")
+SORT_POOLINGS = ("mean", "sum", "first")
 SORT_ASSIGNMENTS = ("soft", "hard")
+CAUSAL_BALANCINGS = ("equality", "capacity")
 CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 
 # Far above any sound model. What is larger comes from a damaged or tampered file, and is refused before it takes all
@@ -82,12 +83,18 @@ class SinkhornConfig(PreTrainedConfig):
             blocks at `max_position_embeddings // block_size`; `"bilinear"` compares block with block and has no limit.
         sort_pooling (`str`, defaults to `"mean"`):
             A block's descriptor is the `"mean"` of its tokens, or their `"sum"` as in the paper. In a decoder it is
-            the same over all tokens up to and including the block's first.
+            the same over all tokens up to and including the block's first. `"first"` is the block's first token alone.
         sort_assignment (`str`, defaults to `"soft"`):
             `"soft"` mixes blocks by the sort matrix (the paper; quadratic in the number of blocks), `"hard"` gathers
             the `num_sorted_blocks` best blocks whole (linear in length; straight-through gradient).
         sinkhorn_iterations (`int`, defaults to 8):
             Row-and-column normalisations of the sorting logits. One last row normalisation always follows.
+        causal_balancing (`str`, defaults to `"equality"`):
+            What a column normalisation does in a decoder. `"equality"` brings the sum of a column, over the rows so
+            far, to 1: the newest block, which no row had before, then always gets the largest weight, whatever the
+            logits, and sorting acts much as a window of two blocks. `"capacity"` scales a column down where that sum
+            is above 1 and leaves it below, so that a block may read from far back; give the block before as a local
+            one then, `num_local_blocks=2`.
         sinkhorn_temperature (`float`, defaults to 0.75):
             Divides the sorting logits; lower is closer to a permutation.
         gumbel_noise (`bool`, defaults to `True`):
@@ -160,6 +167,7 @@ class SinkhornConfig(PreTrainedConfig):
     sort_pooling: str = "mean"
     sort_assignment: str = "soft"
     sinkhorn_iterations: int = 8
+    causal_balancing: str = "equality"
     sinkhorn_temperature: float | int = 0.75
     gumbel_noise: bool = True
     num_sorted_blocks: int = 1
@@ -311,6 +319,7 @@ class SinkhornConfig(PreTrainedConfig):
             "sort_net": SORT_NETS,
             "sort_pooling": SORT_POOLINGS,
             "sort_assignment": SORT_ASSIGNMENTS,
+            "causal_balancing": CAUSAL_BALANCINGS,
             "classifier_pooling": (None, *CLASSIFIER_POOLINGS),
         }
         for name, allowed in choices.items():

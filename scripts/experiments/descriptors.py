@@ -19,17 +19,12 @@ def recent(first_tokens: Tensor, sums: Tensor, block_size: int, *rest) -> tuple[
     return before + first_tokens, sums.cumsum(1)
 
 
-def first(first_tokens: Tensor, sums: Tensor, *rest) -> tuple[Tensor, Tensor]:
-    """The same: the block's first token alone."""
-    return first_tokens.to(sums.dtype), sums.cumsum(1)
-
-
 @contextmanager
 def causal_descriptor(name: str | None) -> Iterator[None]:
-    """Inside it, causal SortNets read `"recent"` or `"first"`; `None` changes nothing."""
+    """Inside it, causal SortNets read `"recent"`; `None` changes nothing."""
     own = attention_sinkhorn.causal_block_descriptors
     if name is not None:
-        attention_sinkhorn.causal_block_descriptors = {"recent": recent, "first": first}[name]
+        attention_sinkhorn.causal_block_descriptors = {"recent": recent}[name]
     try:
         yield
     finally:

@@ -2,7 +2,8 @@
 """
 Needles in a haystack (design section 2.3). A text is a number of pages. A page has its number and its answer; the first
 page instead points to other pages, and the class of the text is the largest of their answers, read at the first token.
-With one pointer it is that page's answer.
+With one pointer it is that page's answer. `causal: true` is the same for decoders: the page that points is the last one, and
+the class is read at the last token.
 
 `written: "over and over"` fills a page with its number and its answer (and the first page with its pointers): a block's
 mean then says all of it. `written: "once"` writes each once, the rest of a page is random words.
@@ -33,6 +34,8 @@ def draw(generator: np.random.Generator, data: dict) -> dict:
         tokens = 1 + generator.integers(WORDS, size=(pages, page))
         tokens[:, 1:3] = told
         tokens[0, 1 : 1 + needles] = pointers_from + targets
+    if data.get("causal"):
+        tokens = np.roll(tokens, -1, axis=0)
     return {"input_ids": tokens.reshape(-1), "labels": int(answers[targets].max())}
 
 
@@ -45,7 +48,8 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
             "vocab_size": 1 + WORDS + data["classes"] + 2 * pages,
             "num_labels": data["classes"],
             "pad_token_id": 0,
-            "classifier_pooling": "cls",
+            "classifier_pooling": "last" if data.get("causal") else "cls",
+            "is_decoder": bool(data.get("causal")),
         },
         train=train,
         validation=validation,

@@ -1,0 +1,148 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+What does a trained language model use its sorting for? Scores it on held-out text as it is, and with the sort matrices of all
+layers replaced while everything else stays: by what balancing makes of equal logits, by the block before, by the first
+block, by an even mixture of all earlier blocks, and by nothing (its own block alone).
+
+    python scripts/experiments/interventions.py --model_name_or_path checkpoints/sinkhorn-sotu-lm
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import torch  # noqa: E402
+from language_modeling import count_tokens  # noqa: E402
+from lm_data import LanguageModelingDataArguments, load_documents, to_chunks  # noqa: E402
+from run_clm import scores  # noqa: E402
+from run_record import provenance, write_json  # noqa: E402
+from torch import Tensor  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+from transformers import AutoTokenizer  # noqa: E402
+
+import attention_sinkhorn  # noqa: E402
+from modeling_sinkhorn import SinkhornForCausalLM  # noqa: E402
+
+
+Replace = Callable[[Tensor, Tensor, int], Tensor]  # logits, allowed pairs, iterations: to a sort matrix
+balance = attention_sinkhorn.causal_sinkhorn_balance
+
+
+def trained(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    return balance(logits, allowed, iterations)[0]
+
+
+def equal_logits(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    return balance(torch.zeros_like(logits), allowed, iterations)[0]
+
+
+def without_balancing(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    return balance(logits, allowed, 0)[0]
+
+
+def block_before(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    return torch.ones_like(logits).tril(-1).triu(-1)
+
+
+def first_block(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    matrix = torch.zeros_like(logits)
+    matrix[..., 1:, 0] = 1
+    return matrix
+
+
+def even_mixture(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+    return balance(torch.zeros_like(logits), allowed, 0)[0]
+
+
+REPLACEMENTS: dict[str, Replace] = {
+    "as trained": trained,
+    "equal logits, balanced": equal_logits,
+    "trained logits, not balanced": without_balancing,
+    "the block before": block_before,
+    "the first block": first_block,
+    "all earlier blocks evenly": even_mixture,
+}
+
+
+@contextmanager
+def sorted_by(replace: Replace) -> Iterator[list[Tensor]]:
+    """Inside it, causal sort matrices are made by `replace`; gives the list of those that were made."""
+    made: list[Tensor] = []
+
+    def sort(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> tuple[Tensor, None]:
+        made.append(replace(logits, allowed, iterations))
+        return made[-1], None
+
+    attention_sinkhorn.causal_sinkhorn_balance = sort
+    try:
+        yield made
+    finally:
+        attention_sinkhorn.causal_sinkhorn_balance = balance
+
+
+@torch.no_grad()
+def evaluate(model: SinkhornForCausalLM, rows: Tensor, batch_size: int, tokens_per_byte: float) -> dict[str, float]:
+    counts = sum(
+        count_tokens(model(batch, use_cache=False).logits[:, :-1], batch[:, 1:]).sum(0)
+        for batch in tqdm(rows.split(batch_size), leave=False)
+    )
+    loss, predictions, hits = counts.tolist()
+    return scores(loss / predictions, hits / predictions, tokens_per_byte)
+
+
+@torch.no_grad()
+def weights_of(model: SinkhornForCausalLM, rows: Tensor, replace: Replace) -> list[dict[str, float]]:
+    """Of each layer, averaged over rows, heads and the blocks from the third on: what goes to which earlier block."""
+    with sorted_by(replace) as made:
+        model(rows, use_cache=False)
+    told = []
+    for matrix in made:
+        late = matrix[:, :, 2:]
+        before, first = late.diagonal(1, -2, -1).mean().item(), late[..., 0].mean().item()
+        told.append({"the block before": before, "the first block": first, "others": 1 - before - first})
+    return told
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--model_name_or_path", default="checkpoints/sinkhorn-sotu-lm", help="A causal Sinkhorn model."
+    )
+    parser.add_argument("--chunk_length", type=int, default=1024, help="Tokens per row.")
+    parser.add_argument("--batch_size", type=int, default=8, help="Rows at a time.")
+    parser.add_argument("--max_rows", type=int, help="Score the first rows alone.")
+    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "interventions.json")
+    options = parser.parse_args(arguments)
+    model = SinkhornForCausalLM.from_pretrained(options.model_name_or_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
+    data = LanguageModelingDataArguments(max_eval_samples=options.max_rows)
+    chunks, rates = to_chunks(load_documents(data), tokenizer, options.chunk_length, data)
+    rows = torch.tensor(chunks["test"]["input_ids"])
+    record = {
+        **provenance(),
+        "command": ["scripts/experiments/interventions.py", "--model_name_or_path", options.model_name_or_path],
+        "rows": list(rows.shape),
+        "scores": {},
+        "weights": {},
+    }
+    for name, replace in REPLACEMENTS.items():
+        with sorted_by(replace):
+            record["scores"][name] = evaluate(model, rows, options.batch_size, rates["test"])
+        record["weights"][name] = weights_of(model, rows[: options.batch_size], replace)
+        print(f"{name}: perplexity {record['scores'][name]['perplexity']:.1f}", flush=True)
+    config = model.config.to_dict() | {"layer_types": ["local_attention"] * model.config.num_hidden_layers}
+    local = SinkhornForCausalLM(model.config.__class__(**config)).eval()
+    local.load_state_dict(model.state_dict(), strict=False)
+    record["scores"]["nothing"] = evaluate(local, rows, options.batch_size, rates["test"])
+    print(f"nothing: perplexity {record['scores']['nothing']['perplexity']:.1f}")
+    write_json(options.results_file, record)
+
+
+if __name__ == "__main__":
+    main()
