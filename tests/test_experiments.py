@@ -387,6 +387,16 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
     assert [step for step, _ in resumed["curve"]["train"]] == [step for step, _ in whole["curve"]["train"]]
 
 
+def test_checkpoints_of_other_settings_are_left_alone(tiny, tmp_path):
+    assert tiny("--only", "soft", "--seeds", "0", "--time_limit_minutes", "0.0001") == 0
+    before = plan.all_runs(["tiny"], "full", models=["soft"], seeds=[0])[0]
+    path = tmp_path / "configs" / "tiny.yaml"
+    path.write_text(path.read_text().replace("hidden_size: 16", "hidden_size: 32"))
+    after = plan.all_runs(["tiny"], "full", models=["soft"], seeds=[0])[0]
+    assert before.name == after.name and before.work_folder != after.work_folder
+    assert tiny("--only", "soft", "--seeds", "0") == 0
+
+
 def test_the_time_limit_leaves_a_checkpoint(tiny, tmp_path, capsys):
     assert tiny("--only", "soft", "--seeds", "0,1", "--time_limit_minutes", "0.0001") == 0
     assert "Time is up: 2 runs are left" in capsys.readouterr().out

@@ -116,9 +116,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--chunk_length", type=int, default=1024, help="Tokens per row.")
     parser.add_argument("--batch_size", type=int, default=8, help="Rows at a time.")
-    parser.add_argument("--max_rows", type=int, help="Score the first rows alone.")
+    parser.add_argument("--max_rows", type=int, default=64, help="Score the first rows alone.")
     parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "interventions.json")
     options = parser.parse_args(arguments)
+    asked = ["--model_name_or_path", options.model_name_or_path, "--max_rows", options.max_rows]
     model = SinkhornForCausalLM.from_pretrained(options.model_name_or_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     data = LanguageModelingDataArguments(max_eval_samples=options.max_rows)
@@ -126,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = torch.tensor(chunks["test"]["input_ids"])
     record = {
         **provenance(),
-        "command": ["scripts/experiments/interventions.py", "--model_name_or_path", options.model_name_or_path],
+        "command": ["scripts/experiments/interventions.py", *map(str, asked)],
         "rows": list(rows.shape),
         "scores": {},
         "weights": {},

@@ -9,7 +9,9 @@ what is different for one of them.
 """
 
 import copy
+import hashlib
 import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,13 +33,17 @@ class Run:
     condition: str
     model: str
     seed: int
-    settings: dict[str, Any] = field(
-        hash=False
-    )  # task, data, model, training; of a variant `as`, `serve`, `descriptor`
+    settings: dict[str, Any] = field(hash=False)  # those of SETTINGS, and `as`, `serve`, `descriptor` of a variant
 
     @property
     def name(self) -> str:
         return f"{self.experiment}.{self.condition}.{self.model}.seed{self.seed}"
+
+    @property
+    def work_folder(self) -> str:
+        """For its checkpoints; another one once the settings are others."""
+        settings = json.dumps(self.settings, sort_keys=True).encode()
+        return f"{self.name}.{hashlib.sha256(settings).hexdigest()[:8]}"
 
     @property
     def command(self) -> list[str]:

@@ -75,7 +75,7 @@ def _execute(
     settings = run.settings
     task = load_task(settings["task"], settings["data"], run.seed, settings["training"], imdb_folder)
     model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)
-    folder = work_dir / run.name
+    folder = work_dir / run.work_folder
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     clock = Clock(deadline)
     trainer = make_trainer(run, task, model, folder, clock)
