@@ -48,7 +48,8 @@ python scripts/experiments/report.py
 
 and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells the rest). Models: `full` attention;
 block-`local` attention (`local2`, `local3`: with one or two blocks before); Sinkhorn attention, `soft` (the paper's)
-and `hard` (`hard2`: two sorted blocks; `soft0`, `hard0`: without balancing); `far`, soft with two local blocks, balanced by capacity, its first token as descriptor; `sortcut`; `mixture` with full attention; `longformer` and `bigbird` from Transformers.
+and `hard` (`hard2`: two sorted blocks; `soft0`, `hard0`: without balancing; `far`: soft, with two local blocks, balanced by
+capacity, the first token as descriptor); `sortcut`; `mixture` with full attention; `longformer` and `bigbird` from Transformers.
 A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold,
 which with few seeds is no proof. Parameters do not count tables of learned positions, which the two peers have.
 """
