@@ -455,6 +455,8 @@ def test_tables_and_figures_come_from_the_records(tiny, tmp_path, monkeypatch):
     values = [record["scores"]["test"]["edit_distance"] for record in records if record["model"] == "soft"]
     assert len(values) == 2 and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
     assert "## Tiny\n\nWords." in text and "12 steps of 4 rows" in text
+    told = json.loads((tmp_path / "results_summary.json").read_text())["tiny"]["only"]["soft"]["test"]["edit_distance"]
+    assert told == {"mean": pytest.approx(np.mean(values)), "std": pytest.approx(np.std(values, ddof=1)), "seeds": [0, 1]}
     for figure in ("tiny-full-curve.png", "tiny-full-by_condition.png"):
         assert f"(figures/{figure})" in text
         assert (page.parent / "figures" / figure).read_bytes().startswith(b"\x89PNG")
@@ -485,6 +487,8 @@ def test_the_page_says_what_the_records_say():
     assert page == report.render(records, figures), "run scripts/experiments/report.py"
     for path in {path for paths in figures.values() for path in paths}:
         assert (ROOT / "docs" / path).is_file(), f"{path} is missing: run scripts/experiments/report.py"
+    told = json.loads((ROOT / "results" / "experiments_summary.json").read_text(encoding="utf-8"))
+    assert told == results.summary(records), "run scripts/experiments/report.py"
 
 
 def test_records_are_of_the_config_files():

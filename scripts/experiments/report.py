@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Makes `docs/experiments.md` and its figures from the JSON files of runs. What the numbers say in words is in the config files
-(`says`), beside the settings they were measured with; a number in it is `{condition/model/score}`, filled from the files.
+Makes `docs/experiments.md` and its figures from the JSON files of runs, and `results/experiments_summary.json`, means and
+spreads over seeds for other documents to quote. What the numbers say in words is in the config files (`says`), beside the
+settings they were measured with; a number in it is `{condition/model/score}`, filled from the files.
 
     python scripts/experiments/report.py
     python scripts/experiments/report.py --results_dir runs/experiments_smoke --output runs/report/experiments.md
@@ -18,10 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from run_record import write_json  # noqa: E402
 from user_errors import UserError  # noqa: E402
 
 from experiments.plan import BUDGETS, experiments, load_config  # noqa: E402
-from experiments.results import cell, chosen, load_records  # noqa: E402
+from experiments.results import cell, chosen, load_records, summary  # noqa: E402
 from experiments.tables import table  # noqa: E402
 
 
@@ -136,6 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
     relative = Path(os.path.relpath(folder, options.output.parent)).as_posix()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(render(records, figure_names(records, relative)), encoding="utf-8")
+    write_json(options.results_dir.with_name(f"{options.results_dir.name}_summary.json"), summary(records))
     print(f"{len(records)} runs: {options.output}")
 
 

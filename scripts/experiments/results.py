@@ -51,6 +51,27 @@ def cell(records: Iterable[dict], path: str) -> Cell | None:
     return Cell(values) if values else None
 
 
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """
+    What documents quote: `experiment -> condition -> model -> part -> score -> {mean, std, seeds}`, of full runs. `std`
+    is there from two seeds on.
+    """
+    nested: dict[str, Any] = {}
+    groups: dict[tuple, list[dict]] = {}
+    for record in chosen(records, budget="full"):
+        groups.setdefault((record["experiment"], record["condition"], record["model"]), []).append(record)
+    for (experiment, condition, model), runs in sorted(groups.items()):
+        parts = nested.setdefault(experiment, {}).setdefault(condition, {}).setdefault(model, {})
+        for part, scores in runs[0]["scores"].items():
+            for name, value in scores.items():
+                if isinstance(value, list):  # by position: in the files of the runs alone
+                    continue
+                found = cell(runs, f"{part}.{name}")
+                told = {"mean": found.mean} | ({} if found.std is None else {"std": found.std})
+                parts.setdefault(part, {})[name] = told | {"seeds": sorted(run["seed"] for run in runs)}
+    return nested
+
+
 def mean_list(records: list[dict], path: str) -> np.ndarray | None:
     """Mean over runs of a list of numbers, such as the loss by position; a place without a number is NaN."""
     lists = [value_at(record, path) for record in records]
