@@ -25,7 +25,7 @@ from transformers import (
 
 sys.path.append(str(SCRIPTS))
 
-from experiments import descriptors, plan, report, results, run, tables  # noqa: E402
+from experiments import descriptors, plan, report, results, routing, run, tables  # noqa: E402
 from experiments.models import PEERS, SINKHORN, make_model, parameters  # noqa: E402
 from experiments.tasks import Generated, byte_lm, listops, needle, pad, sorting, sotu_qa  # noqa: E402
 from experiments.tasks.text import SPECIALS, Encoder  # noqa: E402
@@ -87,6 +87,7 @@ def test_the_first_page_points_to_the_answer(generator, needles, written):
             if number <= pointed:
                 found += answer
         assert len(found) == needles and max(found) == row["labels"]
+        assert needle.target_pages(row["input_ids"], data) == sorted(pointed)
 
 
 def test_the_last_page_points_for_decoders():
@@ -442,6 +443,22 @@ def test_the_whole_set_runs_at_reduced_scale(tmp_path):
         assert f"## {report.TITLES[experiment]}" in page.read_text()
 
 
+def test_routing_is_watched_without_changing_it(tmp_path):
+    file = tmp_path / "routing.json"
+    routing.main(["--budget", "smoke", "--every", "2", "--results_file", str(file)])
+    seen = json.loads(file.read_text())
+    folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
+    assert run.main(["needle", "--smoke", "--only", "soft", "--conditions", "256", "--seeds", "0", *folders]) == 0
+    (record,) = records_in(tmp_path / "results").values()
+    assert seen["curve"] == record["curve"]["train"] and seen["settings"] == record["settings"]
+    assert [point["step"] for point in seen["points"]] == [0, 2, 4]
+    assert np.array([point["weights"] for point in seen["points"]]).shape == (3, 2, 4)  # layers, heads
+    shown = seen["shown"]
+    assert list(shown["matrices"]) == ["0", "2", "4"] and 1 <= shown["page"] < seen["pages"] == 16
+    for matrix in shown["matrices"].values():
+        assert np.array(matrix).shape == (16, 16) and np.allclose(np.sum(matrix, axis=1), 1, atol=0.01)
+
+
 # Report --------------------------------------------------------------------------------------------------------------
 
 
@@ -456,7 +473,11 @@ def test_tables_and_figures_come_from_the_records(tiny, tmp_path, monkeypatch):
     assert len(values) == 2 and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
     assert "## Tiny\n\nWords." in text and "12 steps of 4 rows" in text
     told = json.loads((tmp_path / "results_summary.json").read_text())["tiny"]["only"]["soft"]["test"]["edit_distance"]
-    assert told == {"mean": pytest.approx(np.mean(values)), "std": pytest.approx(np.std(values, ddof=1)), "seeds": [0, 1]}
+    assert told == {
+        "mean": pytest.approx(np.mean(values)),
+        "std": pytest.approx(np.std(values, ddof=1)),
+        "seeds": [0, 1],
+    }
     for figure in ("tiny-full-curve.png", "tiny-full-by_condition.png"):
         assert f"(figures/{figure})" in text
         assert (page.parent / "figures" / figure).read_bytes().startswith(b"\x89PNG")

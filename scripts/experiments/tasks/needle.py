@@ -39,6 +39,14 @@ def draw(generator: np.random.Generator, data: dict) -> dict:
     return {"input_ids": tokens.reshape(-1), "labels": int(answers[targets].max())}
 
 
+def target_pages(input_ids: np.ndarray, data: dict) -> list[int]:
+    """The pages that the first page of an encoder's row points to."""
+    pages = data["length"] // data["page_tokens"]
+    pointers_from = 1 + WORDS + data["classes"] + pages
+    asked = np.asarray(input_ids)[: data["page_tokens"]]
+    return np.unique(asked[asked >= pointers_from] - pointers_from).tolist()
+
+
 def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:
     train, validation, test = generated_parts(lambda g: draw(g, data), data, seed, training)
     pages = data["length"] // data["page_tokens"]

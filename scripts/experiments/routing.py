@@ -1,0 +1,113 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+How does a SortNet learn where to look, when no loss tells it? Trains the needle encoder of `configs/needle.yaml` once more,
+and writes down on the way how much of the page with the answer its sort matrices lay beside the page that asks.
+
+    python scripts/experiments/routing.py
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import torch  # noqa: E402
+from run_record import provenance, write_json  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers import PreTrainedModel, TrainerCallback  # noqa: E402
+
+from experiments.models import make_model  # noqa: E402
+from experiments.plan import Run, runs_of  # noqa: E402
+from experiments.run import be_quiet  # noqa: E402
+from experiments.tasks import load_task, needle, pad  # noqa: E402
+from experiments.training import Clock, curve, make_trainer  # noqa: E402
+
+
+class Watcher(TrainerCallback):
+    """Reads held-out rows between steps, without noise, so that the training is the same as unwatched."""
+
+    def __init__(self, rows: list[dict], data: dict, every: int):
+        self.batch, self.every = pad(rows), every
+        self.targets = torch.tensor([needle.target_pages(row["input_ids"], data)[0] for row in rows])
+        self.points: list[dict[str, Any]] = []
+        self.matrices: dict[int, list[Tensor]] = {}  # by step: of the first row, (G, N, N) for each layer
+
+    @torch.no_grad()
+    def look(self, model: PreTrainedModel, step: int) -> None:
+        training = model.training
+        model.eval()
+        outputs = model(self.batch["input_ids"], output_sort_matrices=True)
+        model.train(training)
+        rows = torch.arange(len(self.targets))
+        self.points.append(
+            {
+                "step": step,
+                "accuracy": (outputs.logits.argmax(-1) == self.batch["labels"]).float().mean().item(),
+                # Row 0 is the page that asks; a column is a source. A list for each layer, a number for each head.
+                "weights": [matrix[rows, :, 0, self.targets].mean(0).tolist() for matrix in outputs.sort_matrices],
+            }
+        )
+        self.matrices[step] = [matrix[0] for matrix in outputs.sort_matrices]
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        self.look(model, 0)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
+        if state.global_step % self.every == 0:
+            self.look(model, state.global_step)
+
+
+def watch_run(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
+    """Trains as `execute` does; what was seen, with the matrices of the head that ends with the largest weight."""
+    settings = run.settings
+    task = load_task(settings["task"], settings["data"], run.seed, settings["training"])
+    model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)
+    watcher = Watcher([task.validation[index] for index in range(len(task.validation))], settings["data"], every)
+    trainer = make_trainer(run, task, model, work_dir, Clock())
+    trainer.add_callback(watcher)
+    trainer.train()
+    last = torch.tensor(watcher.points[-1]["weights"])
+    layer, head = divmod(int(last.argmax()), last.shape[1])
+    steps = [0, *(watcher.points[-1]["step"] * part // 4 // every * every for part in range(1, 5))]
+    return {
+        "settings": settings,
+        "pages": settings["data"]["length"] // settings["data"]["page_tokens"],
+        "rows": len(watcher.targets),
+        "points": watcher.points,
+        "curve": curve(trainer.state.log_history)["train"],
+        "shown": {
+            "layer": layer,
+            "head": head,
+            "page": int(watcher.targets[0]),
+            "matrices": {
+                str(step): [[round(value, 3) for value in row] for row in watcher.matrices[step][layer][head].tolist()]
+                for step in steps
+            },
+        },
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budget", choices=("full", "smoke"), default="full", help="smoke: a few steps.")
+    parser.add_argument("--every", type=int, default=10, help="Look after so many steps.")
+    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "routing.json")
+    options = parser.parse_args(arguments)
+    be_quiet()
+    (run,) = runs_of("needle", options.budget, seeds=[0], models=["soft"], conditions=["256"])
+    with tempfile.TemporaryDirectory() as work_dir:
+        seen = watch_run(run, options.every, Path(work_dir))
+    command = ["scripts/experiments/routing.py", "--budget", options.budget, "--every", str(options.every)]
+    write_json(options.results_file, {**provenance(), "command": command, **seen})
+    for point in seen["points"]:
+        best = max(max(heads) for heads in point["weights"])
+        print(f"step {point['step']:4}  accuracy {point['accuracy']:.3f}  largest weight of a head {best:.3f}")
+
+
+if __name__ == "__main__":
+    main()
