@@ -152,13 +152,16 @@ def epochs(log: list[dict[str, Any]], score: str) -> list[list[float]]:
     return [[epoch, round(value, 4)] for epoch, value in found.items()]
 
 
-def validation() -> dict[str, Any]:
-    demo, sweep = results("sotu_demo.json"), results("sotu_classification.json")
-    drawn = {"make demo": epochs(demo["validation"], "eval_accuracy")}
-    for split in ("address", "president"):
-        for run in sweep[split]["runs"]:
-            drawn[f"by {split}, seed {run['seed']}"] = epochs(run["validation"], "eval_accuracy")
-    return drawn
+def routing() -> dict[str, Any]:
+    """Of each layer, the head that ends with the largest weight on the page with the answer."""
+    seen = results("routing.json")
+    points, last = seen["points"], seen["points"][-1]["weights"]
+    drawn: dict[str, Any] = {"steps": [point["step"] for point in points]}
+    drawn["accuracy"] = [round(point["accuracy"], 4) for point in points]
+    for layer, heads in enumerate(last):
+        head = heads.index(max(heads))
+        drawn[f"weight, layer {layer}"] = [round(point["weights"][layer][head], 4) for point in points]
+    return drawn | {"pages": seen["pages"], "page": seen["shown"]["page"], "matrices": seen["shown"]["matrices"]}
 
 
 def memory() -> dict[str, Any]:
@@ -332,19 +335,25 @@ def draw_matrices(data: dict[str, Any], title: str, sums: bool = True) -> plt.Fi
     return figure
 
 
-def draw_validation(data: dict[str, Any]) -> plt.Figure:
-    figure, (panel,) = canvas(6, 3.6)
-    for name, curve in data.items():
-        colour = {"make": ORANGE, "by a": BLUE, "by p": GREY}[name[:4]]
-        label = name.partition(", seed")[0]
-        known = {line.get_label() for line in panel.lines}
-        panel.plot(*zip(*curve), "o-", color=colour, markersize=3, label=None if label in known else label)
-    panel.set(xlabel="passes over the training documents", ylabel="accuracy on validation passages")
-    panel.set_xticks(range(1, 5))
-    panel.grid(True, linewidth=0.4)
-    panel.legend(fontsize=7)
+def draw_routing(data: dict[str, Any]) -> plt.Figure:
+    figure, panels = canvas(8.4, 2.7, columns=1 + len(data["matrices"]))
+    lines, matrices = panels[0], panels[1:]
+    for name, colour in (("accuracy", ORANGE), ("weight, layer 0", BLUE), ("weight, layer 1", GREY)):
+        lines.plot(data["steps"], data[name], color=colour, linewidth=1.2, label=name)
+    lines.axhline(1 / data["pages"], color="black", linewidth=0.6, linestyle=":")
+    lines.set_xlabel("steps", fontsize=7)
+    lines.set_box_aspect(1)
+    lines.grid(True, linewidth=0.4)
+    lines.legend(fontsize=5, loc="center right")
+    for panel, (step, matrix) in zip(matrices, data["matrices"].items()):
+        panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
+        panel.add_patch(Rectangle((data["page"] - 0.5, -0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.2))
+        panel.set_title(f"step {step}", fontsize=8)
+        panel.set_xlabel("source block", fontsize=7)
+    matrices[0].set_ylabel("block", fontsize=7)
     figure.suptitle(
-        "Measured: the party task, results/sotu_demo.json and results/sotu_classification.json", fontsize=9
+        "Measured: a needle encoder learns to sort, one seed, results/routing.json. Box: block 0 asks for this one",
+        fontsize=9,
     )
     return figure
 
@@ -406,7 +415,7 @@ LESSON: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]],
         balancing,
         lambda data: draw_matrices(data, "Formula: Sinkhorn balancing of six blocks, temperature 0.75"),
     ),
-    "06-validation": (validation, draw_validation),
+    "06-routing": (routing, draw_routing),
     "07-temperature": (
         temperature,
         lambda data: draw_matrices(data, "Formula: the same logits, 8 iterations, four temperatures"),

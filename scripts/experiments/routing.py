@@ -28,6 +28,9 @@ from experiments.tasks import load_task, needle, pad  # noqa: E402
 from experiments.training import Clock, curve, make_trainer  # noqa: E402
 
 
+SHOWN = (0, 1 / 4, 3 / 8, 1)  # parts of the training after which a matrix is kept
+
+
 class Watcher(TrainerCallback):
     """Reads held-out rows between steps, without noise, so that the training is the same as unwatched."""
 
@@ -73,7 +76,8 @@ def watch_run(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
     trainer.train()
     last = torch.tensor(watcher.points[-1]["weights"])
     layer, head = divmod(int(last.argmax()), last.shape[1])
-    steps = [0, *(watcher.points[-1]["step"] * part // 4 // every * every for part in range(1, 5))]
+    end = watcher.points[-1]["step"]
+    steps = sorted({round(end * part / every) * every for part in SHOWN})
     return {
         "settings": settings,
         "pages": settings["data"]["length"] // settings["data"]["page_tokens"],
