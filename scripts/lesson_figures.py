@@ -336,7 +336,7 @@ def draw_matrices(data: dict[str, Any], title: str, sums: bool = True) -> plt.Fi
 
 
 def draw_routing(data: dict[str, Any]) -> plt.Figure:
-    figure, panels = canvas(8.4, 2.7, columns=1 + len(data["matrices"]))
+    figure, panels = canvas(8.4, 2.2, columns=1 + len(data["matrices"]))
     lines, matrices = panels[0], panels[1:]
     for name, colour in (("accuracy", ORANGE), ("weight, layer 0", BLUE), ("weight, layer 1", GREY)):
         lines.plot(data["steps"], data[name], color=colour, linewidth=1.2, label=name)
@@ -347,7 +347,7 @@ def draw_routing(data: dict[str, Any]) -> plt.Figure:
     lines.legend(fontsize=5, loc="center right")
     for panel, (step, matrix) in zip(matrices, data["matrices"].items()):
         panel.imshow(matrix, cmap="viridis", vmin=0, vmax=1)
-        panel.add_patch(Rectangle((data["page"] - 0.5, -0.5), 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.2))
+        panel.add_patch(Rectangle((data["page"] - 0.5, -0.5), 1, 1, fill=False, edgecolor=ORANGE, clip_on=False))
         panel.set_title(f"step {step}", fontsize=8)
         panel.set_xlabel("source block", fontsize=7)
     matrices[0].set_ylabel("block", fontsize=7)
