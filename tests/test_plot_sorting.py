@@ -220,7 +220,10 @@ def test_default_text_is_a_held_out_address(tmp_path):
     args = plot_sorting.PlotArguments(model_name_or_path="m", output_dir="o")
     from sotu import load_address_splits
 
-    assert plot_sorting.read_text(args) == load_address_splits(0)["test"][0]["text"]
+    text = plot_sorting.read_text(args)
+    assert text == load_address_splits(0)["test"][0]["text"]
+    # Nor did the encoder that ships read it, which keeps other addresses from its training.
+    assert text not in set(load_address_splits(0, "classification")["train"]["text"])
 
 
 def test_sortcut_names_what_every_block_reads(tmp_path, monkeypatch, tiny_tokenizer, capsys):

@@ -136,7 +136,7 @@ def score(predictions: np.ndarray, labels: tuple[np.ndarray, np.ndarray], rows: 
 def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:
     limit = data.get("max_addresses")
     texts = {part: list(rows["text"])[:limit] for part, rows in load_address_splits(seed).items()}
-    tokenizer = train_tokenizer(texts["train"], data["vocabulary"])
+    tokenizer = train_tokenizer(texts["train"], data["vocabulary"], show_progress=False)
     passages = {part: Passages(documents, tokenizer, data) for part, documents in texts.items()}
 
     def held_out(part: str, stream: int) -> list[dict]:

@@ -26,7 +26,7 @@ class Encoder:
 
     def __init__(self, train_texts: Sequence[str], vocabulary: int | None, max_tokens: int | None):
         self.max_tokens = max_tokens
-        self.tokenizer = None if vocabulary is None else train_tokenizer(train_texts, vocabulary)
+        self.tokenizer = None if vocabulary is None else train_tokenizer(train_texts, vocabulary, False)
         self.vocab_size = BYTE_VOCABULARY if vocabulary is None else len(self.tokenizer)
 
     def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
