@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark_models import FULL, MAIN, PEERS, names
+from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS
 from benchmark_passes import BOTH, PASSES
 from memory import fit_growth
 from run_record import write_json
@@ -106,7 +106,7 @@ def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str,
     """Markdown of one figure of a forward and backward at each length, with the path in `file` of each number."""
     lengths = sorted({int(length) for cells in rows.values() for length in cells})
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
-    for name in (name for name in names() if name in rows):
+    for name in (name for name in (FLOOR, *OURS, *PEERS) if name in rows):
         cells, printed, paths = rows[name], [], []
         for length in map(str, lengths):
             value = cells.get(length, {}).get(BOTH, {}).get(figure)

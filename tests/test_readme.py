@@ -89,7 +89,8 @@ def trained_models(tmp_path, tiny_tokenizer) -> None:
     )
     SinkhornForCausalLM(config).save_pretrained(tmp_path / "runs" / "clm")
     tiny_tokenizer.save_pretrained(tmp_path / "runs" / "clm")
-    (tmp_path / "checkpoints").symlink_to(ROOT / "checkpoints")
+    for folder in ("checkpoints", "data"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
 
 
 def test_python_blocks_run(tmp_path, monkeypatch, trained_models):
