@@ -79,7 +79,7 @@ def principle() -> dict[str, Any]:
 
 def architecture() -> dict[str, Any]:
     return {
-        "model": ["tokens", "embedding", "N layers", "RMSNorm", "head"],
+        "model": ["tokens", "embedding", "layers x n", "RMSNorm", "head"],
         "layer": ["RMSNorm", "attention", "+", "RMSNorm", "gated MLP", "+"],
         "attention": ["blocks", "descriptors", "SortNet", "balancing", "sorted + local", "softmax"],
     }
@@ -314,7 +314,9 @@ def draw_layer_types(data: dict[str, Any]) -> plt.Figure:
         panel.grid(True, linewidth=0.3)
     for panel in panels[len(data) :]:
         panel.set_visible(False)
-    title = "Source-token maps of one untrained layer: 20 tokens, blocks of 4 (rows: queries; dark: much weight)"
+    title = (
+        "Measured: source-token maps of one untrained layer: 20 tokens, blocks of 4 (rows: queries; dark: much weight)"
+    )
     figure.suptitle(title, fontsize=9)
     return figure
 

@@ -86,7 +86,7 @@ class SinkhornConfig(PreTrainedConfig):
             the same over all tokens up to and including the block's first. `"first"` is the block's first token alone.
         sort_assignment (`str`, defaults to `"soft"`):
             `"soft"` mixes blocks by the sort matrix (the paper; quadratic in the number of blocks), `"hard"` gathers
-            the `num_sorted_blocks` best blocks whole (linear in length; straight-through gradient).
+            the `num_sorted_blocks` best blocks whole (reading is linear in length; straight-through gradient).
         sinkhorn_iterations (`int`, defaults to 8):
             Row-and-column normalisations of the sorting logits. One last row normalisation always follows.
         causal_balancing (`str`, defaults to `"equality"`):

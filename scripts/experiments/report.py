@@ -48,12 +48,22 @@ This page and its figures are made from them by
 python scripts/experiments/report.py
 ```
 
-and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells the rest). Models: `full` attention;
-block-`local` attention (`local2`, `local3`: with one or two blocks before); Sinkhorn attention, `soft` (the paper's)
-and `hard` (`hard2`: two sorted blocks; `soft0`, `hard0`: without balancing; `far`: soft, with two local blocks, balanced by
-capacity, the first token as descriptor); `sortcut`; `mixture` with full attention; `longformer` and `bigbird` from Transformers.
+and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells the rest).
+
+| model | |
+|---|---|
+| `full` | full attention |
+| `local`, `local2`, `local3` | block-local attention: the block itself, with one block before (encoder: on each side), with two |
+| `soft`, `hard` | Sinkhorn attention that mixes blocks (the paper's), or that gathers the best one |
+| `hard2` | hard, two sorted blocks |
+| `soft0`, `hard0` | without balancing |
+| `far` | soft, with two local blocks, balanced by capacity, the first token as descriptor |
+| `sortcut` | every query reads the first two sorted blocks |
+| `mixture` | Sinkhorn attention and full attention |
+| `longformer`, `bigbird` | from Transformers; in Longformer the first token, or all that of a question, reads everything |
+
 A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold,
-which with few seeds is no proof. Parameters do not count tables of learned positions, which the two peers have.
+which with few seeds proves little. Parameters do not count tables of learned positions, which the two peers have.
 """
 
 
