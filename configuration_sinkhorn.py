@@ -145,7 +145,7 @@ class SinkhornConfig(PreTrainedConfig):
     head_dim: int | None = None
     hidden_act: str = "silu"
     max_position_embeddings: int = 4096
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     rms_norm_eps: float = 1e-5
     rope_parameters: RopeParameters | dict | None = None
     attention_bias: bool = False
@@ -224,7 +224,10 @@ class SinkhornConfig(PreTrainedConfig):
         fields = {name: value for name, value in config_dict.items() if name != "_read_from"}
         name = config_dict.get("_read_from") or kwargs.get("name_or_path") or "a dict"
         try:
-            return super().from_dict(fields, **kwargs)
+            made = super().from_dict(fields, **kwargs)
+            # What is set besides was put onto the finished configuration, where the library looks at types alone.
+            (made[0] if isinstance(made, tuple) else made).validate()
+            return made
         except Exception as error:
             raise SinkhornConfigError(
                 f"The configuration of {name} (config.json, with what is set besides) is refused: {_told(error)}"
@@ -356,6 +359,11 @@ class SinkhornConfig(PreTrainedConfig):
 
     def _validate_rope(self) -> None:
         """The library only warns of a bad RoPE, and fails on it later: here its frequencies are computed once."""
+        if self.rope_parameters.get("partial_rotary_factor", 1) != 1:
+            raise ValueError(
+                f"`rope_parameters` hold a `partial_rotary_factor` of {self.rope_parameters['partial_rotary_factor']}, "
+                "but all of a head is rotated here: leave it out."
+            )
         try:
             rope_type, theta = self.rope_parameters["rope_type"], float(self.rope_parameters["rope_theta"])
             is_sound = 0 < theta <= 1e18

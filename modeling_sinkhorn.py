@@ -97,6 +97,16 @@ class SinkhornRotaryEmbedding(nn.Module):
         self.inv_freq = nn.Buffer(inv_freq, persistent=False)
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
+    def _apply(self, fn: Callable, recurse: bool = True) -> "SinkhornRotaryEmbedding":
+        """Keeps the frequencies as they are under `model.to(dtype)`: rounded, they are other phases far into a text."""
+        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
+
     @property
     def rope_init_fn(self) -> Callable:
         if self.rope_type == "default":
@@ -185,6 +195,11 @@ class SinkhornPreTrainedModel(PreTrainedModel):
         "attentions": OutputRecorder(SinkhornAttention, index=1),
         "sort_matrices": OutputRecorder(SinkhornAttention, index=2),
     }
+
+    def __init__(self, config: SinkhornConfig, *args, **kwargs):
+        if isinstance(config, SinkhornConfig):  # the library has words for anything else
+            config.validate()  # its fields may have been set since it was made
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
@@ -288,7 +303,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
             attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it stands; with a cache, for the tokens
                 in it too. Padding changes nothing.
-            position_ids: `(B, L)`; by default the rank of each token among the real tokens of its row. Without a mask and a
+            position_ids: `(B, L)` or `(1, L)`, of these tokens alone; by default the rank of each token among the real tokens of its row. Without a mask and a
                 cache, a position that is no larger than the one before it begins a new document (packed rows, as
                 `DataCollatorWithFlattening` makes them): documents do not see each other.
             past_key_values: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
@@ -297,13 +312,20 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 `(B, H, L, L)`: the weight that each query gave to each source token, also through the sorting.
             output_sort_matrices (`bool`): adds `sort_matrices`, `(B, G, N, N)` for each layer that sorts; with a cache
                 that is not empty, the rows of the blocks that the new tokens touch.
+            is_causal (`bool`): refused where it is not what the configuration says.
         """
+        if kwargs.pop("is_causal", None) not in (None, self.config.is_decoder):
+            raise ValueError(
+                f"`is_causal` differs from `config.is_decoder={self.config.is_decoder}`, which decides about the sorting too: "
+                "make a model with the other `is_decoder`."
+            )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if 0 in inputs_embeds.shape:
             raise ValueError(f"The input has shape {tuple(inputs_embeds.shape[:2])}: give at least one row and token.")
+        _check_positions(position_ids, inputs_embeds)
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
             logger.warning_once(
                 "`output_attentions=True` needs the eager implementation: call "
@@ -362,8 +384,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
             return None
         if self.training and self.gradient_checkpointing and past_key_values is not None:
             raise ValueError(
-                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it out, "
-                "or call `model.activation_checkpointing_disable()` or `model.eval()`."
+                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it out "
+                "(`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or `model.eval()`."
             )
         # Training looks at whole rows: a cache would only cost.
         if past_key_values is None and use_cache and not self.training:
@@ -380,6 +402,18 @@ def packed_documents(position_ids: Tensor) -> Tensor | None:
         "Packed rows (`position_ids` that start again) cannot be read by a compiled or exported model.",
     )
     return None
+
+
+def _check_positions(position_ids: Tensor | None, inputs_embeds: Tensor) -> None:
+    """Raises where there is not one position for each new token. A graph has been made from inputs that were looked at."""
+    if position_ids is None or is_tracing(position_ids):
+        return
+    batch, num_tokens = inputs_embeds.shape[:2]
+    if position_ids.shape not in ((batch, num_tokens), (1, num_tokens)):
+        raise ValueError(
+            f"`position_ids` has shape {tuple(position_ids.shape)}, but the input needs {(batch, num_tokens)} or "
+            f"{(1, num_tokens)}: one position for each of these tokens, none for those in a cache."
+        )
 
 
 def _check_mask(attention_mask: Tensor | None, inputs_embeds: Tensor, past_length: int | Tensor) -> Tensor | None:
@@ -563,6 +597,11 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            num_items = kwargs.get("num_items_in_batch")
+            if num_items is not None and self.config.problem_type != "single_label_classification":
+                # The library's squared error and its loss of several labels are means over this batch, whatever the
+                # Trainer says of the batches that make up a step.
+                loss = loss * (labels.numel() / num_items)
         return SinkhornSequenceClassifierOutput(
             loss=loss,
             logits=logits,

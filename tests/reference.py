@@ -302,9 +302,14 @@ def soft_sort(view, i, config):
 
 
 def hard_choice(view, i, candidates, config):
-    """The num_sorted_blocks candidates with the largest P[i, j]; among equals the lower j first."""
-    ranked = sorted(candidates, key=lambda j: (-float(view.sort_matrix[i, j].detach()), j))
-    return ranked[: config.num_sorted_blocks]
+    """The num_sorted_blocks candidates with the largest P[i, j]; among equals (to 1e-4 of it) the lower j first."""
+    weight = {j: float(view.sort_matrix[i, j].detach()) for j in sorted(candidates)}
+    ranked = []
+    while weight and len(ranked) < config.num_sorted_blocks:
+        best = max(weight.values())
+        ranked.append(next(j for j in weight if weight[j] >= best * (1 - 1e-4)))
+        del weight[ranked[-1]]
+    return ranked
 
 
 def hard_sort(view, i, candidates, config):

@@ -448,16 +448,48 @@ def test_bad_caches_are_refused_in_words():
             model(ids, past_key_values=other)
     with pytest.raises(ValueError, match=r"holds 1 rows, but 2 are given.*`batch_repeat_interleave`"):
         model(ids.repeat(2, 1), past_key_values=cache)
-    mask = torch.ones(1, 10, dtype=torch.long)
-    mask[0, :3] = 0
-    with pytest.raises(ValueError, match=r"\[6\] real tokens in the rows of the cache, which was filled with \[9\]"):
-        model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+    for positions in (torch.arange(10)[None], torch.arange(1), torch.arange(2)[:, None]):
+        with pytest.raises(ValueError, match=r"`position_ids` has shape .*\(1, 1\).*none for those in a cache"):
+            model(ids[:, :1], position_ids=positions, past_key_values=cache)
     checkpointed = make().train()
     checkpointed.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="under activation checkpointing.*activation_checkpointing_disable"):
         checkpointed(ids[:, :1], past_key_values=cache)
     with pytest.raises(TypeError, match="filled by the model's attention"):
         cache.layers[0].update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@torch.no_grad()
+def test_past_tokens_keep_their_mask(static):
+    model = make()
+    ids = torch.randint(3, 50, (1, 10))
+    padded = torch.ones(1, 10, dtype=torch.long)
+    padded[0, :3] = 0
+    for first, then in ((None, padded), (padded, None), (padded, torch.ones_like(padded))):
+        cache = make_cache(model, static)
+        model(ids[:, :9], attention_mask=None if first is None else first[:, :9], past_key_values=cache)
+        read, given = (9 if mask is None or mask.all() else 6 for mask in (first, then))
+        with pytest.raises(ValueError, match=rf"\[{given}\] real tokens in the rows .* filled with \[{read}\]"):
+            model(ids[:, 9:], attention_mask=then, past_key_values=cache)
+
+
+@torch.no_grad()
+def test_rows_of_a_static_cache_are_counted():
+    model = make()
+    ids, cache = torch.randint(3, 50, (2, 9)), make_cache(model, True)
+    model(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="holds 2 rows, but 3 are given"):
+        model(ids[:1].repeat(3, 1), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_full_attention_alone_takes_the_librarys_cache():
+    model = make("full_attention")
+    ids, cache = torch.randint(3, 50, (2, 9)), DynamicCache()
+    model(ids[:, :5], past_key_values=cache)
+    expected = model(ids, use_cache=False).logits[:, 5:]
+    assert_close(model(ids[:, 5:], past_key_values=cache).logits, expected)
 
 
 def test_training_and_encoders_make_no_cache():

@@ -5,6 +5,7 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_sinkhorn import SinkhornConfig
+from modeling_sinkhorn import SinkhornModel
 
 
 def test_defaults_follow_the_design():
@@ -49,9 +50,46 @@ def test_round_trip(tmp_path):
         ({"layer_types": ["local_attention"]}, "`layer_types` has 1 entries for `num_hidden_layers=12`"),
         ({"is_decoder": True, "layer_types": ["sortcut_attention"] * 12}, "'sortcut_attention' in a decoder"),
         ({"sort_net": "linear", "max_position_embeddings": 32}, "leaves a 'linear' SortNet no block"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            "`partial_rotary_factor` of 0.5.*leave it out",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_work_is_refused_in_words(settings, words):
     with pytest.raises(StrictDataclassError, match=f"(?s){words}"):
         SinkhornConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"block_size": 0}, "`block_size` must be at least 1"),
+        ({"num_hidden_layers": 1}, "`layer_types` has 2 entries for `num_hidden_layers=1`"),
+        ({"sinkhorn_temperature": -1.0}, "`sinkhorn_temperature` must be above 0"),
+        ({"sort_assignment": "sofd"}, "`sort_assignment` must be one of"),
+        ({"is_decoder": True}, "'sortcut_attention' in a decoder"),
+        ({"rope_parameters": {"rope_type": "default"}}, "`rope_parameters`.*give no RoPE"),
+    ],
+    ids=str,
+)
+def test_what_is_set_besides_a_file_is_refused_too(tmp_path, settings, words):
+    """The library sets it on the finished configuration, whose checks were made."""
+    config = SinkhornConfig(num_hidden_layers=2, layer_types=["sinkhorn_attention", "sortcut_attention"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        SinkhornConfig.from_pretrained(tmp_path, **settings)
+    with pytest.raises(ValueError, match=f"(?s){words}"):
+        SinkhornConfig.from_pretrained(tmp_path, return_unused_kwargs=True, **settings)
+
+
+def test_a_configuration_that_was_changed_is_checked_again():
+    config = SinkhornConfig(hidden_size=32, num_attention_heads=2, intermediate_size=8, num_hidden_layers=2)
+    config.update_from_string("num_hidden_layers=4")
+    with pytest.raises(StrictDataclassError, match="`layer_types` has 2 entries for `num_hidden_layers=4`"):
+        SinkhornModel(config)
+
+
+def test_no_initial_spread_may_be_an_integer():
+    assert SinkhornConfig(initializer_range=0).initializer_range == 0

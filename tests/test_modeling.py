@@ -316,6 +316,12 @@ def test_sequence_classification_problems(problem_type, labels):
         "regression": torch.nn.functional.mse_loss,
     }[problem_type](outputs.logits, labels)
     assert_close(outputs.loss, expected)
+    # Two batches of a row each, of a step of two rows, as the Trainer counts what is in them.
+    both = [
+        model(tokens()[row : row + 1], labels=labels[row : row + 1], num_items_in_batch=torch.tensor(labels.numel()))
+        for row in range(2)
+    ]
+    assert_close(sum(part.loss for part in both), expected)
 
 
 def test_other_heads_have_their_shapes_and_losses():
@@ -330,6 +336,50 @@ def test_other_heads_have_their_shapes_and_losses():
     outputs = make(SinkhornForQuestionAnswering)(ids, **ends, output_sort_matrices=True)
     assert outputs.start_logits.shape == (2, 13) and outputs.loss > 0
     assert outputs.sort_matrices[1].shape == (2, 2, 4, 4)
+
+
+def test_repeated_blocks_do_not_depend_on_padding():
+    """Blocks of the same text have equal weights, but for rounding, in the first layer: the first of them is taken."""
+    ids = torch.randint(3, 50, (8, 28), generator=torch.Generator().manual_seed(0))
+    ids[:, 12:16] = ids[:, 24:] = ids[:, 4:8]
+    mask = torch.ones(8, 33, dtype=torch.long)
+    mask[:, :5] = 0
+    for sorted_blocks in (1, 2):
+        model = make(SinkhornModel, sort_assignment="hard", num_sorted_blocks=sorted_blocks)
+        alone = model(ids).last_hidden_state
+        padded = model(torch.nn.functional.pad(ids, (5, 0)), attention_mask=mask).last_hidden_state[:, 5:]
+        assert_close(padded, alone)
+
+
+def test_frequencies_stay_precise_in_half_precision(tmp_path):
+    """As by `from_pretrained(dtype=...)`."""
+    model = make(SinkhornModel)
+    model.save_pretrained(tmp_path)
+    far = {"position_ids": torch.arange(30_000, 30_013)[None]}
+    loaded = SinkhornModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert_close(
+        model.to(torch.bfloat16)(tokens(), **far).last_hidden_state, loaded(tokens(), **far).last_hidden_state, 0
+    )
+    assert model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_is_causal_is_the_configurations():
+    for is_decoder in (False, True):
+        for implementation in ("eager", "sdpa"):
+            model = make(SinkhornModel, is_decoder=is_decoder)
+            model.set_attn_implementation(implementation)
+            same = model(tokens(), is_causal=is_decoder).last_hidden_state
+            assert_close(same, model(tokens()).last_hidden_state, 0)
+            with pytest.raises(ValueError, match="`is_causal` differs from `config.is_decoder"):
+                model(tokens(), is_causal=not is_decoder)
+
+
+def test_a_decoder_made_an_encoder_is_one():
+    decoder = make(SinkhornModel, is_decoder=True)
+    encoder = make(SinkhornModel)
+    encoder.load_state_dict(decoder.state_dict())
+    decoder.config.is_decoder = False
+    assert_close(decoder(tokens()).last_hidden_state, encoder(tokens()).last_hidden_state)
 
 
 # Errors --------------------------------------------------------------------------------------------------------------

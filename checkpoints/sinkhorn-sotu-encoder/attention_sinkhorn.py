@@ -270,7 +270,6 @@ class SinkhornAttention(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = self.head_dim**-0.5
-        self.is_causal = config.is_decoder
         query_width = config.num_attention_heads * self.head_dim
         key_width = config.num_key_value_heads * self.head_dim
         self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
@@ -282,6 +281,11 @@ class SinkhornAttention(nn.Module):
         self.mixes_keys = self.sorts and config.sort_assignment == "soft"
         if self.sorts:
             self.sort_net = SinkhornSortNet(config)
+
+    @property
+    def is_causal(self) -> bool:
+        """Read by the library's attention functions too."""
+        return self.config.is_decoder
 
     def forward(
         self,

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+EQUAL = 1e-4  # weights of a sort matrix that differ by less than this part of themselves count as equal
+
+
 class BlockGrid(NamedTuple):
     """
     Which token stands in which slot of which block. A token's slot is its rank among the real tokens of its row, and
@@ -446,7 +449,8 @@ class HardSort(NamedTuple):
 
 def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: int) -> HardSort:
     """
-    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5).
+    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5). Of those that are equal but
+    for rounding, as blocks of the same text are, the first: else a row could depend on the padding beside it.
 
     Args:
         sort_matrix: `(B, G, n, N)`.
@@ -461,10 +465,18 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
             nn.functional.pad(scores, (0, missing), value=-1.0),
             nn.functional.pad(sort_matrix, (0, missing)),
         )
-    best, index = scores.topk(num_sorted_blocks, dim=-1)
-    index = index.masked_fill(best < 0, 0)
+    order = torch.arange(scores.shape[-1], device=scores.device)
+    indices, bests = [], []
+    for _ in range(num_sorted_blocks):
+        best = scores.amax(-1, keepdim=True)
+        index = torch.where(scores >= best - EQUAL * best.abs(), order, scores.shape[-1]).amin(-1, keepdim=True)
+        scores = scores.scatter(-1, index, -1.0)
+        indices.append(index)
+        bests.append(best)
+    chosen = torch.cat(bests, dim=-1) >= 0
+    index = torch.cat(indices, dim=-1).masked_fill(~chosen, 0)
     probability = sort_matrix.gather(-1, index)
-    return HardSort(index, best >= 0, 1 + (probability - probability.detach()))
+    return HardSort(index, chosen, 1 + (probability - probability.detach()))
 
 
 def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:
