@@ -99,7 +99,7 @@ class SinkhornRotaryEmbedding(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "SinkhornRotaryEmbedding":
         """Keeps the frequencies as they are under `model.to(dtype)`: rounded, they are other phases far into a text."""
-        kept = {name: buffer for name, buffer in self.named_buffers(recurse=False)}
+        kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():
             moved = getattr(self, name)
