@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """`SinkhornForCausalLM`: its loss and logits, and everything that `generate()` offers."""
 
+import copy
 import pytest
 import torch
 from helpers import assert_close, padding_masks, tiny_config
@@ -323,6 +324,7 @@ def test_streamers_get_every_token(tiny_tokenizer, capsys):
 
 def test_pipeline_text_generation(tiny_tokenizer, tmp_path):
     text_model(tiny_tokenizer).save_pretrained(tmp_path)
+    tiny_tokenizer = copy.deepcopy(tiny_tokenizer)  # other tests use it too
     tiny_tokenizer.padding_side = "left"
     tiny_tokenizer.save_pretrained(tmp_path)
     assert type(AutoModelForCausalLM.from_pretrained(tmp_path)) is SinkhornForCausalLM

@@ -4,6 +4,7 @@ Where this package is not installed, a saved folder opens with `trust_remote_cod
 (invariant 12, fresh process). One process imports torch and transformers, which is what costs, and forks per case.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -172,7 +173,7 @@ def here_and_there(
         ]
         if causal:
             text = PIPELINES["text-generation"][1]
-            here["text"] = pipeline("text-generation", model=model, tokenizer=tiny_tokenizer)(text, **GENERATE)
+            here["text"] = pipeline("text-generation", model=model, tokenizer=copy.deepcopy(tiny_tokenizer))(text, **GENERATE)
 
     job = {
         "auto_classes": AUTO_CLASSES,
