@@ -2,6 +2,7 @@
 """`SinkhornForCausalLM`: its loss and logits, and everything that `generate()` offers."""
 
 import copy
+
 import pytest
 import torch
 from helpers import assert_close, padding_masks, tiny_config

@@ -173,7 +173,9 @@ def here_and_there(
         ]
         if causal:
             text = PIPELINES["text-generation"][1]
-            here["text"] = pipeline("text-generation", model=model, tokenizer=copy.deepcopy(tiny_tokenizer))(text, **GENERATE)
+            here["text"] = pipeline("text-generation", model=model, tokenizer=copy.deepcopy(tiny_tokenizer))(
+                text, **GENERATE
+            )
 
     job = {
         "auto_classes": AUTO_CLASSES,
