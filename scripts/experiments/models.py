@@ -19,6 +19,7 @@ SINKHORN: dict[str, dict[str, Any]] = {
     "local2": {"layer_types": "local_attention", "num_local_blocks": 2},
     "local3": {"layer_types": "local_attention", "num_local_blocks": 3},
     "soft": {},
+    "quiet": {"gumbel_noise": False},
     "far": {"num_local_blocks": 2, "causal_balancing": "capacity", "sort_pooling": "first"},
     "soft0": {"sinkhorn_iterations": 0},
     "hard": {"sort_assignment": "hard"},

@@ -57,6 +57,7 @@ and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells
 | `soft`, `hard` | Sinkhorn attention that mixes blocks (the paper's), or that gathers the best one |
 | `hard2` | hard, two sorted blocks |
 | `soft0`, `hard0` | without balancing |
+| `quiet` | soft, without Gumbel noise in training |
 | `far` | soft, with two local blocks, balanced by capacity, the first token as descriptor |
 | `sortcut` | every query reads the first two sorted blocks |
 | `mixture` | Sinkhorn attention and full attention |
