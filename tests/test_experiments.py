@@ -485,13 +485,16 @@ def test_tables_and_figures_come_from_the_records(tiny, tmp_path, monkeypatch):
 
 def test_best_and_seeds_in_a_table():
     config = {"conditions": {"c": {}}, "models": ["a", "b"], "report": {"test.loss": "lower"}}
-    runs = [("a", 0, 2.0), ("a", 1, 3.0), ("b", 0, 1.0)]
+    runs = [("a", 0, 2.0), ("a", 1, 3.0), ("b", 0, 1.0)]  # one seed does not compare with two
     records = [
         {"condition": "c", "model": m, "seed": s, "parameters": 1000, "seconds": 1, "scores": {"test": {"loss": v}}}
         for m, s, v in runs
     ]
     lines = tables.table(records, config).splitlines()
-    assert lines[2:] == ["| a | 1,000 | 2.500 ± 0.707 | 2 | 1 |", "| b | 1,000 | **1.000** | 1 | 1 |"]
+    assert lines[2:] == ["| a | 1,000 | 2.500 ± 0.707 | 2 | 1 |", "| b | 1,000 | 1.000 | 1 | 1 |"]
+    records.append(records[2] | {"seed": 1, "scores": {"test": {"loss": 2.0}}})
+    lines = tables.table(records, config).splitlines()
+    assert lines[2:] == ["| a | 1,000 | 2.500 ± 0.707 | 2 | 1 |", "| b | 1,000 | **1.500 ± 0.707** | 2 | 1 |"]
 
 
 def test_sentences_are_filled_from_the_records():

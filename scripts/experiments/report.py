@@ -63,8 +63,8 @@ and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells
 | `mixture` | Sinkhorn attention and full attention |
 | `longformer`, `bigbird` | from Transformers; in Longformer the first token, or all that of a question, reads everything |
 
-A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold,
-which with few seeds proves little. Parameters do not count tables of learned positions, which the two peers have.
+A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold, of the
+models with the most seeds, which with few seeds proves little. Parameters do not count tables of learned positions, which the two peers have.
 """
 
 
