@@ -66,7 +66,12 @@ class OpenBlock(NamedTuple):
 
 
 class _BlockStates:
-    """What the dynamic and the static layer share. `L` is the capacity in tokens, a multiple of the block size."""
+    """
+    What the dynamic and the static layer share. `L` is the capacity in tokens, a multiple of the block size.
+
+    The attention of a layer calls, in every pass and in this order: `make_room`, `go_back`, `append`; and where the layer
+    sorts: `append_inputs`, `put_blocks` with what the SortNet makes of the inputs, and `keep_open_block`.
+    """
 
     keys: Tensor | None  # (B, G, L, D), rotated unless softly sorted blocks are mixed from them
     values: Tensor | None  # (B, G, L, D)
