@@ -45,7 +45,8 @@ def heading(condition: str, path: str, several: bool) -> str:
 def _best(cells: dict[str, Cell | None], better: str) -> float | None:
     found = [cell for cell in cells.values() if cell is not None]
     most = max(len(cell.values) for cell in found)
-    means = [cell.mean for cell in found if len(cell.values) == most]  # of one seed and of three are not to be compared
+    # The mean of one seed and that of three are not to be compared.
+    means = [cell.mean for cell in found if len(cell.values) == most]
     return None if len(set(means)) < 2 else (max if better == "higher" else min)(means)
 
 
