@@ -303,9 +303,9 @@ class SinkhornModel(SinkhornPreTrainedModel):
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
             attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it stands; with a cache, for the tokens
                 in it too. Padding changes nothing.
-            position_ids: `(B, L)` or `(1, L)`, of these tokens alone; by default the rank of each token among the real tokens of its row. Without a mask and a
-                cache, a position that is no larger than the one before it begins a new document (packed rows, as
-                `DataCollatorWithFlattening` makes them): documents do not see each other.
+            position_ids: `(B, L)` or `(1, L)`, of these tokens alone; by default the rank of each token among the real
+                tokens of its row. Without a mask and a cache, a position that is no larger than the one before it begins
+                a new document (packed rows, as `DataCollatorWithFlattening` makes them): documents do not see each other.
             past_key_values: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
                 it. Training starts none.
             output_attentions (`bool`): with `attn_implementation="eager"`, adds per layer `attentions`,
@@ -405,7 +405,7 @@ def packed_documents(position_ids: Tensor) -> Tensor | None:
 
 
 def _check_positions(position_ids: Tensor | None, inputs_embeds: Tensor) -> None:
-    """Raises where there is not one position for each new token. A graph has been made from inputs that were looked at."""
+    """Raises where there is not one position for each new token; while a graph is made, sizes cannot be compared."""
     if position_ids is None or is_tracing(position_ids):
         return
     batch, num_tokens = inputs_embeds.shape[:2]
@@ -451,7 +451,6 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         if not config.is_decoder:
             config = copy.deepcopy(config)  # the caller's may be for an encoder too
             config.is_decoder = True
-            config.validate()
         super().__init__(config)
         self.model = SinkhornModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
