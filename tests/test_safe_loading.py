@@ -345,6 +345,14 @@ def test_tampered_configuration(folder, case):
     refused(folder, words, error=ValueError, cls=AutoConfig)
 
 
+def test_maps_asked_for_in_the_configuration(folder):
+    """Without the eager implementation there are none, as in the library's models; it loads all the same."""
+    edit_config(folder, output_attentions=True)
+    assert Classifier.from_pretrained(folder)(torch.arange(1, 10)[None]).attentions == ()
+    eager = Classifier.from_pretrained(folder, attn_implementation="eager")
+    assert len(eager(torch.arange(1, 10)[None]).attentions) == 2
+
+
 @pytest.mark.parametrize("sizes", [{"vocab_size": 2**30}, {"hidden_size": 2**30}, {"num_hidden_layers": 200}], ids=str)
 def test_sizes_that_are_not_those_of_the_weights(folder, sizes):
     """No memory is taken for what the file does not have."""

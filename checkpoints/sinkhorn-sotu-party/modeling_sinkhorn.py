@@ -198,7 +198,8 @@ class SinkhornPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: SinkhornConfig, *args, **kwargs):
         if isinstance(config, SinkhornConfig):  # the library has words for anything else
-            config.validate()  # its fields may have been set since it was made
+            config.validate_layer_type()  # its fields may have been set since it was made
+            config.validate_architecture()
         super().__init__(config, *args, **kwargs)
 
     @classmethod
