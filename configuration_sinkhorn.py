@@ -260,6 +260,20 @@ class SinkhornConfig(PreTrainedConfig):
         """`classifier_pooling` with its default filled in, which follows `is_decoder`."""
         return self.classifier_pooling or ("last" if self.is_decoder else "mean")
 
+    def check_again(self) -> None:
+        """
+        Refuses fields that were set to what cannot work since the configuration was made. Not `validate()`: that also
+        has the library's check of `output_attentions`, which fails inside a model whose implementation is chosen already.
+
+        Raises:
+            `SinkhornConfigError`: in words that name the field and the cure.
+        """
+        try:
+            self.validate_architecture()
+            self.validate_layer_type()
+        except (ValueError, TypeError) as error:
+            raise SinkhornConfigError(str(error)) from error
+
     def validate_layer_type(self) -> None:
         """`layer_types` has one known name per layer. Replaces the library's check, whose list of names is closed."""
         unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))

@@ -198,8 +198,7 @@ class SinkhornPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config: SinkhornConfig, *args, **kwargs):
         if isinstance(config, SinkhornConfig):  # the library has words for anything else
-            config.validate_layer_type()  # its fields may have been set since it was made
-            config.validate_architecture()
+            config.check_again()
         super().__init__(config, *args, **kwargs)
 
     @classmethod

@@ -87,7 +87,7 @@ def test_what_is_set_besides_a_file_is_refused_too(tmp_path, settings, words):
 def test_a_configuration_that_was_changed_is_checked_again():
     config = SinkhornConfig(hidden_size=32, num_attention_heads=2, intermediate_size=8, num_hidden_layers=2)
     config.update_from_string("num_hidden_layers=4")
-    with pytest.raises(ValueError, match="`layer_types` has 2 entries for `num_hidden_layers=4`"):
+    with pytest.raises(StrictDataclassError, match="`layer_types` has 2 entries for `num_hidden_layers=4`"):
         SinkhornModel(config)
 
 

@@ -6,6 +6,7 @@ import copy
 import pytest
 import torch
 from helpers import assert_close, padding_masks, tiny_config
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -77,7 +78,7 @@ def test_it_is_a_decoder_whatever_the_config_says():
     model = SinkhornForCausalLM(config)
     assert model.config.is_decoder and not config.is_decoder, "the caller's config is left alone"
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    with pytest.raises(ValueError, match="'sortcut_attention' in a decoder"):
+    with pytest.raises(StrictDataclassError, match="'sortcut_attention' in a decoder"):
         SinkhornForCausalLM(tiny_config("sortcut_attention"))
 
 
