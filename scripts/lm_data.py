@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from sotu import load_address_splits
 from text_data import read_file
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +19,9 @@ class LanguageModelingDataArguments:
     train_file: str | None = field(default=None, metadata={"help": "txt, csv, tsv, json, jsonl or parquet."})
     validation_file: str | None = field(default=None, metadata={"help": "The same."})
     test_file: str | None = field(default=None, metadata={"help": "The same."})
+    extra_train_file: str | None = field(
+        default=None, metadata={"help": "Documents added to the training part of the data above; the same kinds."}
+    )
     text_column_name: str = field(default="text", metadata={"help": "Column of the text, one document a row."})
     validation_split_percentage: int = field(
         default=5, metadata={"help": "Documents held out of training where there is no validation data."}
@@ -68,6 +71,8 @@ def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
     splits = {part: splits[part] for part in ("train", "validation", "test") if part in splits}
     if "train" not in splits:
         raise UserError(f"{args.dataset_name} has no split 'train'.")
+    if args.extra_train_file:
+        splits["extra training"] = read_file(args.extra_train_file)
     for part, data in splits.items():
         if args.text_column_name not in data.column_names:
             raise UserError(
@@ -78,8 +83,11 @@ def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
         if not texts:
             raise UserError(f"the {part} data has no text in column '{args.text_column_name}'.")
         splits[part] = Dataset.from_dict({"text": texts})
+    extra = splits.pop("extra training", None)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(splits["train"], args)
+    if extra is not None:  # after validation data is held out, which is of the kind that the model is for
+        splits["train"] = concatenate_datasets([splits["train"], extra])
     return DatasetDict(splits)
 
 

@@ -21,6 +21,7 @@ class Recipe:
 
 
 ENCODER, CLASSIFIER, CAUSAL_LM = "sinkhorn-sotu-encoder", "sinkhorn-sotu-party", "sinkhorn-sotu-lm"
+BOOKS_ENCODER = "sinkhorn-books-encoder"
 
 RECIPES = {
     # Read by `run_classification.py` afterwards, so it leaves out the addresses that those documents are tested on.
@@ -30,6 +31,15 @@ RECIPES = {
         train="--hold_out classification --config_overrides hidden_size=192,intermediate_size=512,num_attention_heads=6 "
         "--max_seq_length 2048 --mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 6 --bf16 "
         "--use_cpu",
+        evaluate="--do_eval --hold_out classification --max_seq_length 2048",
+    ),
+    # Goes on from the encoder, on its text and on as much again of other kinds.
+    BOOKS_ENCODER: Recipe(
+        auto_class="AutoModelForMaskedLM",
+        script="scripts/run_mlm.py",
+        train=f"--model_name_or_path checkpoints/{ENCODER} --hold_out classification "
+        "--extra_train_file data/books/train.parquet --learning_rate 1e-3 --max_seq_length 2048 "
+        "--mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 2 --bf16 --use_cpu",
         evaluate="--do_eval --hold_out classification --max_seq_length 2048",
     ),
     CLASSIFIER: Recipe(
