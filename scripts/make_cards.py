@@ -20,15 +20,25 @@ import yaml
 from card_checks import check_card
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from recipes import CAUSAL_LM, CLASSIFIER, ENCODER, RECIPES
+from recipes import BOOKS_ENCODER, CAUSAL_LM, CLASSIFIER, ENCODER, RECIPES
 from transformers import HfArgumentParser
 from user_errors import UserError
 
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = ROOT / "model_cards"
-DATASET = "USER/state-of-the-union"  # data/sotu, where its owner pushed it
-PIPELINES = {ENCODER: "fill-mask", CLASSIFIER: "text-classification", CAUSAL_LM: "text-generation"}
+# Where their owner pushed data/sotu and data/books, and what is in them.
+ADDRESSES, BOOKS = "USER/state-of-the-union", "USER/public-domain-books"
+DATASETS = {
+    ADDRESSES: "State of the Union addresses, 1790 to 2026",
+    BOOKS: "Shakespeare, the King James Bible and Moby Dick",
+}
+PIPELINES = {
+    ENCODER: "fill-mask",
+    BOOKS_ENCODER: "fill-mask",
+    CLASSIFIER: "text-classification",
+    CAUSAL_LM: "text-generation",
+}
 METRICS = {
     "accuracy": ("accuracy", "Accuracy"),
     "macro_f1": ("f1", "Macro F1"),
@@ -59,7 +69,7 @@ def write_card(name: str) -> list[Path]:
     files = {
         CARDS / f"{name}.md": text,
         folder / "README.md": text,
-        folder / ".eval_results" / "state-of-the-union.yaml": evaluation_file(name, results),
+        **{folder / ".eval_results" / file: content for file, content in evaluation_files(name, results).items()},
     }
     for file, content in files.items():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,12 +78,14 @@ def write_card(name: str) -> list[Path]:
     return list(files)
 
 
-def test_scores(name: str, results: dict) -> dict[str, float]:
-    """The scores of the folder that ships, on held-out text."""
-    evaluation = results["evaluation"]
+def test_scores(name: str, results: dict) -> dict[str, dict[str, float]]:
+    """The scores of the folder that ships on held-out text, by dataset and metric."""
     if name == CLASSIFIER:
-        return evaluation["scores"]["this model"]
-    return evaluation["models"]["this model"]["scores"]["test"]
+        return {ADDRESSES: results["evaluation"]["scores"]["this model"]}
+    runs = {ADDRESSES: results["evaluation"]}
+    if RECIPES[name].evaluate_on_books:
+        runs[BOOKS] = results["evaluation_on_books"]
+    return {dataset: run["models"]["this model"]["scores"]["test"] for dataset, run in runs.items()}
 
 
 def card(name: str, results: dict) -> str:
@@ -88,8 +100,8 @@ def card(name: str, results: dict) -> str:
         """Where the numbers of a line come from, unseen on the page and read by `tests/test_readme.py`."""
         return f"<!-- from results/checkpoints/{name}.json: {paths} -->"
 
-    def score_paths(part: str, *metrics: str) -> str:
-        return "; ".join(f"evaluation.models.this model.scores.{part}.{metric}" for metric in metrics)
+    def score_paths(part: str, *metrics: str, run: str = "evaluation") -> str:
+        return "; ".join(f"{run}.models.this model.scores.{part}.{metric}" for metric in metrics)
 
     evaluated = evaluation.get("models", {}).get("this model", {})
     values: dict[str, Any] = {
@@ -98,6 +110,7 @@ def card(name: str, results: dict) -> str:
         "metadata": metadata(name, results),
         "training": training,
         "evaluation": evaluation,
+        "books": results.get("evaluation_on_books"),
         "evaluation_sample": evaluated.get("sample"),
         "scores": evaluated.get("scores"),
         "chunks": training["data"],
@@ -107,7 +120,11 @@ def card(name: str, results: dict) -> str:
         "machine": training["machine"],
         "hours": model["seconds" if name == CLASSIFIER else "train_seconds"] / 3600,
         "command": "python " + " ".join(training["command"]),
-        "evaluation_command": "python " + " ".join(recipe.evaluation_command(f"checkpoints/{name}", "runs/check")),
+        "evaluation_commands": [
+            "python " + " ".join(recipe.evaluation_command(f"checkpoints/{name}", "runs/check", on_books))
+            for on_books in (False, True)
+            if recipe.evaluate_on_books or not on_books
+        ],
         "base_model": f"USER/{ENCODER}",
         "source": source,
         "score_paths": score_paths,
@@ -125,14 +142,15 @@ def metadata(name: str, results: dict) -> str:
     evaluations = [
         EvalResult(
             task_type=task,
-            dataset_type=DATASET,
-            dataset_name="State of the Union addresses, 1790 to 2026",
+            dataset_type=dataset,
+            dataset_name=DATASETS[dataset],
             dataset_split="test",
             metric_type=METRICS[metric][0],
             metric_name=METRICS[metric][1],
             metric_value=value,
         )
-        for metric, value in test_scores(name, results).items()
+        for dataset, scores in test_scores(name, results).items()
+        for metric, value in scores.items()
     ]
     data = ModelCardData(
         model_name=name,
@@ -140,27 +158,31 @@ def metadata(name: str, results: dict) -> str:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=task,
-        base_model=f"USER/{ENCODER}" if name == CLASSIFIER else None,
-        datasets=[DATASET],
-        metrics=[METRICS[metric][0] for metric in test_scores(name, results)],
+        base_model=f"USER/{ENCODER}" if name in (CLASSIFIER, BOOKS_ENCODER) else None,
+        datasets=[ADDRESSES, BOOKS] if name == BOOKS_ENCODER else [ADDRESSES],
+        metrics=[METRICS[metric][0] for metric in test_scores(name, results)[ADDRESSES]],
         tags=["sinkhorn", "sparse-attention", "long-context", "custom_code"],
         eval_results=evaluations,
     )
     return data.to_yaml()
 
 
-def evaluation_file(name: str, results: dict) -> str:
-    """The same results as a file of `.eval_results`, one entry a metric."""
-    entries = [
-        EvalResultEntry(
-            dataset_id=DATASET,
-            task_id=f"{PIPELINES[name]}-{metric}",
-            value=value,
-            notes=f"{METRICS[metric][1]}, float32, weights {results['weights']['sha256'][:12]}",
-        )
-        for metric, value in test_scores(name, results).items()
-    ]
-    return yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+def evaluation_files(name: str, results: dict) -> dict[str, str]:
+    """The same results as files of `.eval_results`, one a dataset, one entry a metric."""
+    files = {}
+    for dataset, scores in test_scores(name, results).items():
+        entries = [
+            EvalResultEntry(
+                dataset_id=dataset,
+                task_id=f"{PIPELINES[name]}-{metric}",
+                value=value,
+                notes=f"{METRICS[metric][1]}, float32, weights {results['weights']['sha256'][:12]}",
+            )
+            for metric, value in scores.items()
+        ]
+        content = yaml.safe_dump(eval_result_entries_to_yaml(entries), sort_keys=False)
+        files[f"{dataset.removeprefix('USER/')}.yaml"] = content
+    return files
 
 
 if __name__ == "__main__":

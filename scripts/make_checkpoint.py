@@ -5,6 +5,7 @@ Makes one published checkpoint, from training to card, by its recipe in `recipes
     python scripts/make_checkpoint.py sinkhorn-sotu-encoder
     python scripts/make_checkpoint.py sinkhorn-sotu-lm --trained_in runs/causal_lm      # a run that ended before
     python scripts/make_checkpoint.py sinkhorn-sotu-lm --refresh      # new code, generation config and card, old weights
+    python scripts/make_checkpoint.py sinkhorn-sotu-lm --evaluate_again      # the same, and new scores
 
 An interrupted training run goes on where it was. The weights are stored in bfloat16 and opened in float32: they take
 half the room, and give the same numbers on every machine. The folder that ships is then evaluated, as its users would do
@@ -42,6 +43,9 @@ class CheckpointArguments:
     refresh: bool = field(
         default=False, metadata={"help": "Renew code, configuration and card of the folder; weights and scores stay."}
     )
+    evaluate_again: bool = field(
+        default=False, metadata={"help": "Renew these and the scores; weights and the record of training stay."}
+    )
 
     def __post_init__(self) -> None:
         if self.name not in RECIPES:
@@ -52,23 +56,17 @@ def main() -> None:
     arguments = ["--name", *sys.argv[1:]] if sys.argv[1:2] and not sys.argv[1].startswith("-") else sys.argv[1:]
     (args,) = HfArgumentParser(CheckpointArguments).parse_args_into_dataclasses(arguments)
     recipe, folder = RECIPES[args.name], ROOT / "checkpoints" / args.name
-    if args.refresh:
+    results = ROOT / "results" / "checkpoints" / f"{args.name}.json"
+    if args.refresh or args.evaluate_again:
         export(recipe, folder, folder)
-    else:
+    if args.evaluate_again:
+        write_json(results, {"training": read(results)["training"], **evaluate(recipe, folder)})
+    elif not args.refresh:
         trained_in = args.trained_in or f"runs/{args.name}"
         if not (ROOT / trained_in / "run.json").exists():  # written when a run ends
             run([*recipe.training_command(trained_in), "--resume_from_checkpoint", "last"])
         export(recipe, ROOT / trained_in, folder)
-        evaluated_in = f"runs/{args.name}-evaluation"
-        run(recipe.evaluation_command(f"checkpoints/{args.name}", evaluated_in))
-        write_json(
-            ROOT / "results" / "checkpoints" / f"{args.name}.json",
-            {
-                "training": read(ROOT / trained_in / "run.json"),
-                "evaluation": read(ROOT / evaluated_in / "run.json"),
-                "weights": describe(folder / WEIGHTS),
-            },
-        )
+        write_json(results, {"training": read(ROOT / trained_in / "run.json"), **evaluate(recipe, folder)})
     write_card(args.name)
     print(f"The checkpoint is in checkpoints/{args.name}, its card beside it and in model_cards/{args.name}.md")
 
@@ -79,6 +77,16 @@ def run(command: list[str]) -> None:
     result = subprocess.run([sys.executable, *command], cwd=ROOT, check=False)
     if result.returncode:
         raise UserError(f"{command[0]} failed (status {result.returncode}); its words are above.")
+
+
+def evaluate(recipe: Recipe, folder: Path) -> dict[str, dict]:
+    """The runs that evaluate the folder that ships, and which weights they were."""
+    records = {"weights": describe(folder / WEIGHTS)}
+    for part in ("evaluation", "evaluation_on_books") if recipe.evaluate_on_books else ("evaluation",):
+        output_dir = f"runs/{folder.name}-{part}"
+        run(recipe.evaluation_command(f"checkpoints/{folder.name}", output_dir, part == "evaluation_on_books"))
+        records[part] = read(ROOT / output_dir / "run.json")
+    return records
 
 
 def read(path: Path) -> dict:

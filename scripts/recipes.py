@@ -11,17 +11,25 @@ class Recipe:
     script: str
     train: str  # flags of `script`
     evaluate: str  # flags of `script`, for the folder that ships
+    evaluate_on_books: str | None = None  # the same, on text of other kinds
     generation: dict[str, Any] = field(default_factory=dict)  # what `generate()` does by default
 
     def training_command(self, output_dir: str) -> list[str]:
         return [self.script, "--output_dir", output_dir, *self.train.split()]
 
-    def evaluation_command(self, folder: str, output_dir: str) -> list[str]:
-        return [self.script, "--output_dir", output_dir, "--model_name_or_path", folder, *self.evaluate.split()]
+    def evaluation_command(self, folder: str, output_dir: str, on_books: bool = False) -> list[str]:
+        flags = self.evaluate_on_books if on_books else self.evaluate
+        return [self.script, "--output_dir", output_dir, "--model_name_or_path", folder, *flags.split()]
 
 
 ENCODER, CLASSIFIER, CAUSAL_LM = "sinkhorn-sotu-encoder", "sinkhorn-sotu-party", "sinkhorn-sotu-lm"
 BOOKS_ENCODER = "sinkhorn-books-encoder"
+
+EVALUATE_ENCODER = "--do_eval --hold_out classification --max_seq_length 2048"
+EVALUATE_ENCODER_ON_BOOKS = (
+    "--do_eval --train_file data/books/train.parquet --validation_file data/books/validation.parquet "
+    "--test_file data/books/test.parquet --max_seq_length 2048"
+)
 
 RECIPES = {
     # Read by `run_classification.py` afterwards, so it leaves out the addresses that those documents are tested on.
@@ -31,7 +39,8 @@ RECIPES = {
         train="--hold_out classification --config_overrides hidden_size=192,intermediate_size=512,num_attention_heads=6 "
         "--max_seq_length 2048 --mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 6 --bf16 "
         "--use_cpu",
-        evaluate="--do_eval --hold_out classification --max_seq_length 2048",
+        evaluate=EVALUATE_ENCODER,
+        evaluate_on_books=EVALUATE_ENCODER_ON_BOOKS,
     ),
     # Goes on from the encoder, on its text and on as much again of other kinds.
     BOOKS_ENCODER: Recipe(
@@ -40,7 +49,8 @@ RECIPES = {
         train=f"--model_name_or_path checkpoints/{ENCODER} --hold_out classification "
         "--extra_train_file data/books/train.parquet --learning_rate 1e-3 --max_seq_length 2048 "
         "--mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 2 --bf16 --use_cpu",
-        evaluate="--do_eval --hold_out classification --max_seq_length 2048",
+        evaluate=EVALUATE_ENCODER,
+        evaluate_on_books=EVALUATE_ENCODER_ON_BOOKS,
     ),
     CLASSIFIER: Recipe(
         auto_class="AutoModelForSequenceClassification",

@@ -88,8 +88,8 @@ def test_card_is_made_from_the_results(name):
     text = make_cards.card(name, results_of(name))
     assert (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8") == text
     assert (folder_of(name) / "README.md").read_text(encoding="utf-8") == text
-    results = (folder_of(name) / ".eval_results" / "state-of-the-union.yaml").read_text(encoding="utf-8")
-    assert results == make_cards.evaluation_file(name, results_of(name))
+    files = {path.name: path.read_text(encoding="utf-8") for path in (folder_of(name) / ".eval_results").iterdir()}
+    assert files == make_cards.evaluation_files(name, results_of(name))
 
 
 @each_checkpoint
@@ -111,12 +111,20 @@ def test_results_that_the_hub_reads(name):
     model_name, in_card = model_index_to_eval_results(data.to_dict()["model-index"])
     scores = make_cards.test_scores(name, results_of(name))
     assert model_name == name
-    assert {result.metric_type: result.metric_value for result in in_card} == {
-        make_cards.METRICS[metric][0]: value for metric, value in scores.items()
+    assert {(result.dataset_type, result.metric_type): result.metric_value for result in in_card} == {
+        (dataset, make_cards.METRICS[metric][0]): value
+        for dataset, by_metric in scores.items()
+        for metric, value in by_metric.items()
     }
-    file = folder_of(name) / ".eval_results" / "state-of-the-union.yaml"
-    entries = huggingface_hub.parse_eval_result_entries(yaml.safe_load(file.read_text(encoding="utf-8")))
-    assert [entry.value for entry in entries] == list(scores.values())
+    files = (folder_of(name) / ".eval_results").iterdir()
+    entries = [
+        entry
+        for file in files
+        for entry in huggingface_hub.parse_eval_result_entries(yaml.safe_load(file.read_text(encoding="utf-8")))
+    ]
+    assert {(entry.dataset_id, entry.task_id.rpartition("-")[2], entry.value) for entry in entries} == {
+        (dataset, metric, value) for dataset, by_metric in scores.items() for metric, value in by_metric.items()
+    }
     assert str(ModelCard(str(ModelCard.load(folder_of(name) / "README.md")))) == str(
         ModelCard.load(folder_of(name) / "README.md")
     )
@@ -138,14 +146,18 @@ def test_snippets_run(name):
 
 @pytest.mark.slow
 @each_checkpoint
-def test_the_cards_command_gives_the_cards_scores(name, tmp_path):
+def test_the_cards_commands_give_the_cards_scores(name, tmp_path):
     """To the digit."""
     text = (folder_of(name) / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^```bash\npython (.*)\n```$", text, re.MULTILINE)
-    command = command.replace("runs/check", str(tmp_path / "check"))
-    subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
-    again = {"evaluation": json.loads((tmp_path / "check" / "run.json").read_text(encoding="utf-8"))}
-    stated = make_cards.test_scores(name, results_of(name))
-    assert make_cards.test_scores(name, again) == pytest.approx(stated, rel=1e-4)
-    if "accuracy" in stated:
-        assert make_cards.test_scores(name, again)["accuracy"] == pytest.approx(stated["accuracy"], abs=1e-9)
+    (block,) = re.findall(r"^```bash\n(python .*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    again = {}
+    for part, command in zip(("evaluation", "evaluation_on_books"), block.splitlines(), strict=False):
+        command = command.removeprefix("python ").replace("runs/check", str(tmp_path / part))
+        subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
+        again[part] = json.loads((tmp_path / part / "run.json").read_text(encoding="utf-8"))
+    stated, found = make_cards.test_scores(name, results_of(name)), make_cards.test_scores(name, again)
+    assert found.keys() == stated.keys()
+    for dataset, scores in stated.items():
+        assert found[dataset] == pytest.approx(scores, rel=1e-4)
+        if "accuracy" in scores:
+            assert found[dataset]["accuracy"] == pytest.approx(scores["accuracy"], abs=1e-9)

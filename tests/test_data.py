@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
@@ -48,6 +49,18 @@ def test_no_group_stands_on_two_sides(split_by, group):
         assert 0.3 < sum(part["label"]) / len(part) < 0.7
     assert set(sotu.load_passages(split_by, seed=1)["test"][group]) == members["test"]
     assert set(sotu.load_passages(split_by, seed=2)["test"][group]) != members["test"]
+
+
+def test_books_are_whole_and_split_by_document():
+    folder = sotu.ADDRESSES.parent.parent / "books"
+    parts = {name: Dataset.from_parquet(str(folder / f"{name}.parquet")) for name in ("train", "validation", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 207, "validation": 11, "test": 25}
+    titles = [(row["source"], row["title"]) for part in parts.values() for row in part]
+    assert len(set(titles)) == len(titles)
+    for part in parts.values():
+        assert set(part["source"]) == {"Shakespeare", "King James Bible", "Moby Dick"}
+        assert min(len(text.split()) for text in part["text"]) > 30
+        assert not any("[was]" in text or "\r" in text or "\n\n\n" in text for text in part["text"])
 
 
 def test_encoder_never_reads_what_the_classifier_is_tested_on():

@@ -87,6 +87,18 @@ def test_whole_documents(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "out" / "run.json").read_text())["data"]["train"] == 28
 
 
+def test_extra_documents_are_for_training_alone(tmp_path, monkeypatch, capsys):
+    train, extra = write_documents(tmp_path / "train.jsonl", 30), tmp_path / "extra.txt"
+    extra.write_text("birds " * 2000)
+    flags = ["--train_file", train, "--extra_train_file", extra, *TINY, "--keep_documents"]
+    run_script(monkeypatch, "run_clm.py", "--output_dir", tmp_path / "out", *flags)
+    assert "2 of 30 training documents are held out" in capsys.readouterr().out
+    data = json.loads((tmp_path / "out" / "run.json").read_text())["data"]
+    assert (data["train"], data["validation"]) == (29, 2)
+    words = AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab()
+    assert "\u0120birds" in words, "the tokenizer is trained on it too"
+
+
 def test_masked_from_a_text_file_to_fillings(tmp_path, monkeypatch, capsys):
     train, other = tmp_path / "train.txt", tmp_path / "other.txt"
     train.write_text("\n".join(SENTENCES * 60))
@@ -143,6 +155,11 @@ BAD_INPUTS = {
     "unknown layers": (["--train_file", "good.jsonl", "--compare_with", "local"], "`layer_types` holds"),
     "sortcut": (["--train_file", "good.jsonl", "--compare_with", "sortcut_attention"], "in a decoder"),
     "two sources": (["--train_file", "good.jsonl", "--dataset_name", "imdb"], "not both"),
+    "no such extra file": (["--train_file", "good.jsonl", "--extra_train_file", "no.txt"], "there is no file no.txt"),
+    "extra file without text": (
+        ["--train_file", "good.jsonl", "--extra_train_file", "blank.jsonl"],
+        "the extra training data has no text",
+    ),
     "full folder": (["--train_file", "good.jsonl", "--output_dir", "full"], "not empty.*--resume_from_checkpoint"),
 }
 
