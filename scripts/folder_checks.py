@@ -62,9 +62,10 @@ def readable(size: int) -> str:
 # What goes up
 # --------------------------------------------------------------------------------------------------------------------
 
-PICKLE, TRAINER, LOGS, CACHE, UNFINISHED, HIDDEN = (
+PICKLE, TRAINER, RECORD, LOGS, CACHE, UNFINISHED, HIDDEN = (
     "pickle",
     "state of the Trainer",
+    "record of a run, with paths of this machine",
     "logs",
     "cache",
     "unfinished or temporary",
@@ -83,6 +84,9 @@ LEFT_OUT_FOLDERS = {
 }
 LEFT_OUT_FILES = {
     "trainer_state.json": TRAINER,  # has paths of this machine, and only helps to resume
+    **dict.fromkeys(
+        ("run.json", "scores.json", "model_and_data.json", "*_results.json", "predict_results.tsv"), RECORD
+    ),
     "events.out.tfevents.*": LOGS,
     "*.log": LOGS,
     "*.py[co]": CACHE,

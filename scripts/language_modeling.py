@@ -14,14 +14,14 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
+from flags import of_the_training, parse, remember
 from lm_data import LanguageModelingDataArguments, load_documents, to_chunks
-from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
-from resuming import find_checkpoint
-from run_record import provenance, write_json
+from model_choice import ModelArguments, dataset_options, load_config, load_tokenizer, load_weights, longest_input
+from resuming import Clock, find_checkpoint, resumes, resumes_from_the_last
+from run_record import COMMIT, provenance, write_json
 from torch import Tensor
 from training_defaults import SmallModelTrainingArguments
 from transformers import (
-    HfArgumentParser,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     Trainer,
@@ -55,7 +55,7 @@ class Objective:
 
     auto_class: type
     small_model: dict[str, Any]  # a model that two CPU cores train in minutes
-    collator: Callable  # tokenizer -> collator for training
+    collator: Callable  # (tokenizer, *extra arguments) -> collator for training
     prepare_evaluation: Callable  # (rows, tokenizer) -> rows that the evaluation collator takes
     evaluation_collator: Callable  # tokenizer -> collator
     count: Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> (B, 3): summed loss, predictions, hits per row
@@ -65,19 +65,23 @@ class Objective:
 
 def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_length: Callable = lambda *args: 1024):
     """Runs a script. `chunk_length(*extra)` reads the length from the parsed extra arguments."""
-    parser = HfArgumentParser(
-        (ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments)
+    model_args, data_args, training_args, *extra, given = parse(
+        ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments
     )
-    model_args, data_args, training_args, *extra = parser.parse_args_into_dataclasses()
-    if not any(flag.startswith(("--do_train", "--do_eval", "--do_predict")) for flag in sys.argv):
-        training_args.do_train = training_args.do_eval = True
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    find_checkpoint(training_args, training_args.overwrite_output_dir)  # refuses before anything is written
-    documents = load_documents(data_args)
-    tokenizer = load_tokenizer(model_args, documents["train"]["text"])
+    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)  # or refuses, before it writes
+    if training_args.compare_with:
+        check_comparison(model_args, training_args)
+    documents = load_documents(data_args, dataset_options(model_args))
+    tokenizer = load_tokenizer(model_args, documents["train"]["text"], checkpoint)
     config = load_config(model_args, tokenizer, objective.small_model)
     variants = variants_of(config, training_args)
-    chunks, rates = to_chunks(documents, tokenizer, chunk_length(*extra), data_args)
+    length, longest = chunk_length(*extra), longest_input(config, tokenizer)
+    if longest is not None and length > longest and not data_args.keep_documents:
+        raise UserError(
+            f"chunks of {length} tokens are longer than the {longest} that the model takes: ask for shorter ones."
+        )
+    chunks, rates = to_chunks(documents, tokenizer, length, data_args)
 
     records = {}
     for name, variant in variants.items():
@@ -86,9 +90,26 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
             args = copy.copy(training_args)
             args.output_dir = str(Path(training_args.output_dir) / "compare" / name)
             args.push_to_hub = False
-        records[name] = run_one(objective, model_args, args, variant, tokenizer, chunks, rates)
+        collator = objective.collator(tokenizer, *extra)
+        records[name] = run_one(objective, model_args, args, variant, tokenizer, chunks, rates, collator, given)
     if training_args.process_index == 0:
         report(records, training_args, data_args, chunks, config)
+
+
+def check_comparison(model_args: ModelArguments, training_args: LanguageModelingTrainingArguments) -> None:
+    """
+    Raises:
+        UserError: the models compared would not all begin in the same way.
+    """
+    if model_args.model_name_or_path:
+        raise UserError(
+            "--compare_with trains each model from scratch; --model_name_or_path has the weights of one. Name its "
+            "configuration by --config_name and its tokenizer by --tokenizer_name instead."
+        )
+    if resumes(training_args) and not resumes_from_the_last(training_args):
+        raise UserError(
+            "--compare_with: a checkpoint is of one of the models; --resume_from_checkpoint last finds that of each."
+        )
 
 
 def variants_of(
@@ -99,7 +120,7 @@ def variants_of(
     feed-forward network, so that all are of one size.
 
     Raises:
-        UserError: an unknown layer type, or comparison with a pretrained model's weights.
+        UserError: an unknown layer type, or a model of another kind.
     """
     variants = {"this model": config}
     for layer_type in filter(None, (training_args.compare_with or "").split(",")):
@@ -133,15 +154,28 @@ def run_one(
     tokenizer: PreTrainedTokenizerBase,
     chunks: DatasetDict,
     rates: dict[str, float],
+    collator: Callable,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
-    """Trains and evaluates one model in `args.output_dir`; its scores, which are kept where they are there already."""
+    """
+    Trains and evaluates one model in `args.output_dir`; its scores, which are kept where they are there already.
+
+    Raises:
+        UserError: those there are of other flags.
+    """
     kept = Path(args.output_dir) / "scores.json"
-    resumes = args.resume_from_checkpoint is not None and args.resume_from_checkpoint.lower() != "false"
-    if resumes and kept.exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
+    if args.do_train and resumes(args) and kept.exists():
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        if record.get("flags") != of_the_training(given):
+            raise UserError(
+                f"{kept} is of a run that has ended, with the flags {record.get('flags')}; now they are "
+                f"{of_the_training(given)}. Name another --output_dir, or replace it by --overwrite_output_dir without "
+                "--resume_from_checkpoint."
+            )
+        return record
     checkpoint = find_checkpoint(args, args.overwrite_output_dir)
     set_seed(args.seed)
-    started = time.time()
+    started, clock = time.time(), Clock()
     model = load_weights(model_args, objective.auto_class, config)
     trainer = Trainer(
         model=model,
@@ -149,25 +183,28 @@ def run_one(
         train_dataset=chunks["train"],
         eval_dataset=objective.prepare_evaluation(chunks["validation"], tokenizer),
         processing_class=tokenizer,
-        data_collator=_ByMode(model, objective.collator(tokenizer), objective.evaluation_collator(tokenizer)),
+        data_collator=_ByMode(collator, objective.evaluation_collator(tokenizer)),
+        callbacks=[clock],
         preprocess_logits_for_metrics=lambda logits, labels: objective.count(
             logits[0] if isinstance(logits, tuple) else logits, labels
         ),
         compute_metrics=lambda prediction: _scores(objective, prediction.predictions, rates["validation"]),
     )
     if args.do_train:
+        remember(given, args, resumes(args))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
     record = {"parameters": model.num_parameters(), "config": model.config.to_dict(), "scores": {}}
-    record["train_seconds"] = round(time.time() - started, 1)
+    record |= {"commit": COMMIT, "flags": of_the_training(given)}
+    record["train_seconds"] = round(clock.earlier + time.time() - started, 1)
     parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]
     for part in parts:
         rows = objective.prepare_evaluation(chunks[part], tokenizer)
         output = trainer.predict(rows, metric_key_prefix=part)
         record["scores"][part] = _scores(objective, output.predictions, rates[part])
-        trainer.save_metrics(part, record["scores"][part])
+        trainer.save_metrics(part, {f"{part}_{name}": value for name, value in record["scores"][part].items()})
     if objective.sample and parts:
         record["sample"] = objective.sample(model, tokenizer, chunks[parts[-1]])
     record["log"] = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -181,7 +218,7 @@ def run_one(
 class _ByMode:
     """One collator for training and one for evaluation, chosen by the rows: those for evaluation have labels already."""
 
-    def __init__(self, model: Any, train: Callable, evaluate: Callable):
+    def __init__(self, train: Callable, evaluate: Callable):
         self.train, self.evaluate = train, evaluate
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:

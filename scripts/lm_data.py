@@ -16,7 +16,10 @@ from user_errors import UserError
 class LanguageModelingDataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Dataset for `load_dataset`."})
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "txt, csv, tsv, json, jsonl or parquet."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "txt (one document), or csv, tsv, json, jsonl or parquet (a document a row)."},
+    )
     validation_file: str | None = field(default=None, metadata={"help": "The same."})
     test_file: str | None = field(default=None, metadata={"help": "The same."})
     extra_train_file: str | None = field(
@@ -48,15 +51,19 @@ class LanguageModelingDataArguments:
             raise UserError("--validation_file and --test_file need a --train_file.")
         if self.hold_out not in ("random", "classification"):
             raise UserError(f"--hold_out must be random or classification, got {self.hold_out}.")
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}; leave it out to use all.")
         if not 0 < self.validation_split_percentage < 100:
             raise UserError(
                 f"--validation_split_percentage must be between 1 and 99, got {self.validation_split_percentage}."
             )
 
 
-def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
+def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None = None) -> DatasetDict:
     """
-    `train`, `validation` and perhaps `test`, with the column `text`, one document a row.
+    `train`, `validation` and perhaps `test`, with the column `text`, one document a row. `hub_options` go to
+    `load_dataset`.
 
     Raises:
         UserError: a file is missing, empty or not UTF-8, or has no such column; names it and the flag.
@@ -65,7 +72,7 @@ def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
         files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
         splits = {part: read_file(path) for part, path in files.items() if path}
     elif args.dataset_name:
-        splits = dict(load_dataset(args.dataset_name, args.dataset_config_name))
+        splits = dict(load_dataset(args.dataset_name, args.dataset_config_name, **(hub_options or {})))
     else:
         splits = dict(load_address_splits(args.split_seed, args.hold_out))
     splits = {part: splits[part] for part in ("train", "validation", "test") if part in splits}
@@ -93,7 +100,10 @@ def load_documents(args: LanguageModelingDataArguments) -> DatasetDict:
 
 def _hold_out(train: Dataset, args: LanguageModelingDataArguments) -> tuple[Dataset, Dataset]:
     if len(train) < 2:
-        raise UserError("the training data is one document; give --validation_file as well, or more documents.")
+        raise UserError(
+            "the training data is one document; give --validation_file as well, or more documents (a txt file is one, "
+            "whatever is in it; a csv or jsonl file has one a row)."
+        )
     size = max(1, round(len(train) * args.validation_split_percentage / 100))
     print(f"No validation data given: {size} of {len(train)} training documents are held out for it.")
     parts = train.train_test_split(size, seed=args.split_seed)

@@ -439,7 +439,11 @@ def main() -> None:
     heads = chosen(args.head, list(range(config.num_key_value_heads)), "head", "the model has the sorting heads")
     name = args.tokenizer_name or args.model_name_or_path
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=args.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name,
+            revision=args.model_revision if name == args.model_name_or_path else "main",
+            trust_remote_code=args.trust_remote_code,
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"no tokenizer in {name} ({' '.join(str(error).split())[:200]}); name one with --tokenizer_name."

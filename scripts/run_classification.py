@@ -10,6 +10,7 @@ model from scratch, whole documents.
     python scripts/run_classification.py --output_dir runs/mine --train_file train.csv --test_file test.csv \\
         --text_column_names title,body --label_column_name topic
     accelerate launch scripts/run_classification.py --output_dir runs/sotu --resume_from_checkpoint last
+    torchrun --nproc_per_node 2 scripts/run_classification.py --output_dir runs/sotu --use_cpu
 """
 
 import logging
@@ -23,8 +24,9 @@ import numpy as np
 import torch
 from baselines import baselines
 from datasets import DatasetDict, load_dataset
-from model_choice import ModelArguments, load_config, load_tokenizer, load_weights
-from resuming import find_checkpoint
+from flags import parse, remember
+from model_choice import ModelArguments, dataset_options, load_config, load_tokenizer, load_weights, longest_input
+from resuming import Clock, find_checkpoint, resumes
 from run_record import provenance, write_json
 from sotu import load_passages
 from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
@@ -33,7 +35,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
-    HfArgumentParser,
     Trainer,
     set_seed,
 )
@@ -81,8 +82,11 @@ class DataTrainingArguments:
             raise UserError(f"--split_by must be address or president, got {self.split_by}.")
         if self.dataset_name and self.train_file:
             raise UserError("give --dataset_name or --train_file, not both.")
-        if (self.validation_file or self.test_file) and not self.train_file and not self.dataset_name:
+        if (self.validation_file or self.test_file) and not self.train_file:
             raise UserError("--validation_file and --test_file need a --train_file, which names the classes.")
+        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}; leave it out to use all.")
 
 
 @dataclass
@@ -104,25 +108,23 @@ class ClassificationTrainingArguments(SmallModelTrainingArguments):
         super().__post_init__()  # puts the loss where no metric is given
         self.metric_for_best_model = metric
 
-    def choose_best_by(self, metric: str) -> None:
-        """The metric that picks the best checkpoint, where the flags name none, and which way is better."""
+    def choose_best_by(self, metric: str, given: dict) -> None:
+        """The metric that picks the best checkpoint, and which way is better, where the flags `given` do not say."""
         self.metric_for_best_model = self.metric_for_best_model or metric
-        if "--greater_is_better" not in " ".join(sys.argv):
+        if "greater_is_better" not in given:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
 
 
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataTrainingArguments, ClassificationTrainingArguments))
-    model_args, data_args, training_args = parser.parse_args_into_dataclasses()
-    # `do_eval` is no sign of a wish: the Trainer sets it wherever there is an `eval_strategy`.
-    if not any(flag.startswith(("--do_train", "--do_eval", "--do_predict")) for flag in sys.argv):
-        training_args.do_train = training_args.do_eval = training_args.do_predict = True
+    model_args, data_args, training_args, given = parse(
+        ModelArguments, DataTrainingArguments, ClassificationTrainingArguments
+    )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
     started = time.time()
 
-    task = load_task(data_args)
+    task = load_task(data_args, dataset_options(model_args))
     for part, limit in (
         ("train", data_args.max_train_samples),
         ("validation", data_args.max_eval_samples),
@@ -132,15 +134,17 @@ def main() -> None:
             # Files are often sorted by label: the first rows alone would be of one class.
             shuffled = task.splits[part].shuffle(seed=data_args.split_seed)
             task.splits[part] = shuffled.select(range(min(limit, len(shuffled))))
-    tokenizer = load_tokenizer(model_args, task.splits["train"]["text"])
+    tokenizer = load_tokenizer(model_args, task.splits["train"]["text"], checkpoint)
     model = load_model(model_args, task, tokenizer)
     encoded = encode(task.splits, tokenizer, model.config, data_args)
 
     metric_name, compute_metrics = make_metrics(task)
-    training_args.choose_best_by(metric_name)
-    callbacks = []
+    training_args.choose_best_by(metric_name, given)
+    clock = Clock()
+    callbacks = [clock]
     if training_args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+        training_args.restore_callback_states_from_checkpoint = True  # the patience that was used up
     trainer = Trainer(
         model=model,
         args=training_args,
@@ -152,28 +156,30 @@ def main() -> None:
         callbacks=callbacks,
     )
     if training_args.do_train:
+        remember(given, training_args, resumes(training_args))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model()
         trainer.save_metrics("train", result.metrics)
         trainer.save_state()
+    metrics = {}
     if training_args.do_eval:
-        trainer.save_metrics("eval", trainer.evaluate())
-    test_metrics = None
+        metrics["validation"] = trainer.evaluate()
+        trainer.save_metrics("eval", metrics["validation"])
     if training_args.do_predict and "test" in encoded:
-        test_metrics = predict(trainer, encoded["test"], task)
+        metrics["test"] = predict(trainer, encoded["test"], task)
     if trainer.is_world_process_zero():
-        report(trainer, task, data_args, test_metrics, started)
+        report(trainer, task, data_args, metrics, clock.earlier + time.time() - started)
     if training_args.push_to_hub:
         trainer.push_to_hub()
 
 
-def load_task(data_args: DataTrainingArguments) -> Task:
-    """The documents and labels that the flags name, checked."""
+def load_task(data_args: DataTrainingArguments, hub_options: dict) -> Task:
+    """The documents and labels that the flags name, checked. The test part may have no labels."""
     if data_args.dataset_name is None and data_args.train_file is None:
         return make_task(load_passages(data_args.split_by, data_args.split_seed), data_args.do_regression)
     raw = {}
     if data_args.dataset_name is not None:
-        loaded = load_dataset(data_args.dataset_name, data_args.dataset_config_name)
+        loaded = load_dataset(data_args.dataset_name, data_args.dataset_config_name, **hub_options)
         for part in ("train", "validation", "test"):
             if getattr(data_args, f"{part}_split_name") in loaded:
                 raw[part] = loaded[getattr(data_args, f"{part}_split_name")]
@@ -189,12 +195,19 @@ def load_task(data_args: DataTrainingArguments) -> Task:
     columns = data_args.text_column_names.split(",")
     splits = {
         part: text_and_label(
-            data, columns, data_args.label_column_name, data_args.text_column_delimiter, f"the {part} data"
+            data,
+            columns,
+            data_args.label_column_name,
+            data_args.text_column_delimiter,
+            f"the {part} data",
+            may_lack_label=part == "test",
         )
         for part, data in raw.items()
     }
     if "validation" not in splits:
-        splits["train"], splits["validation"] = hold_out_validation(splits["train"], data_args.split_seed)
+        splits["train"], splits["validation"] = hold_out_validation(
+            splits["train"], data_args.split_seed, data_args.do_regression
+        )
         print(f"No validation data given: {len(splits['validation'])} training documents are held out for it.")
     return make_task(DatasetDict(splits), data_args.do_regression)
 
@@ -213,34 +226,34 @@ def load_model(model_args: ModelArguments, task: Task, tokenizer):
 
 
 def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:
-    """Tokenises whole documents, and says so where anything is cut."""
-    limit = min(filter(None, (data_args.max_seq_length, longest_input(config))), default=None)
-    encoded = splits.map(
-        lambda rows: tokenizer(rows["text"], verbose=False),
-        batched=True,
-        num_proc=data_args.preprocessing_num_workers,
-        remove_columns=[name for name in splits["train"].column_names if name != "label"],
-        desc="Tokenising",
-    ).rename_column("label", "labels")
-    for part in encoded:
-        lengths = [len(ids) for ids in encoded[part]["input_ids"]]
+    """Tokenises whole documents, and says so where anything is cut. A cut document keeps its special tokens."""
+    limit = min(filter(None, (data_args.max_seq_length, longest_input(config, tokenizer))), default=None)
+
+    def tokenise(rows: dict) -> dict:
+        whole = tokenizer(rows["text"], verbose=False)
+        kept = whole if limit is None else tokenizer(rows["text"], truncation=True, max_length=limit, verbose=False)
+        return {**kept, "tokens_uncut": [len(ids) for ids in whole["input_ids"]]}
+
+    encoded = DatasetDict()
+    for part, rows in splits.items():
+        encoded[part] = rows.map(
+            tokenise,
+            batched=True,
+            num_proc=data_args.preprocessing_num_workers,
+            remove_columns=[name for name in rows.column_names if name != "label"],
+            desc="Tokenising",
+        )
+        if "label" in rows.column_names:
+            encoded[part] = encoded[part].rename_column("label", "labels")
+        lengths = list(encoded[part]["tokens_uncut"])
+        encoded[part] = encoded[part].remove_columns("tokens_uncut")
         print(
             f"{part}: {len(lengths)} documents, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most"
         )
         cut = [length - limit for length in lengths if limit is not None and length > limit]
         if cut:
             print(f"  cut to {limit} tokens: {len(cut)} documents lose {sum(cut)} of {sum(lengths)} tokens")
-    if limit is not None:
-        columns = [name for name in encoded["train"].column_names if name != "labels"]
-        encoded = encoded.map(lambda row: {name: row[name][:limit] for name in columns}, desc="Cutting")
     return encoded
-
-
-def longest_input(config) -> int | None:
-    """The most tokens that a model takes; `None` where it takes any number."""
-    if config.model_type == "sinkhorn":
-        return None if config.sort_net == "bilinear" else config.max_num_blocks * config.block_size
-    return getattr(config, "max_position_embeddings", None)
 
 
 def make_metrics(task: Task):
@@ -272,7 +285,7 @@ def make_metrics(task: Task):
 
 
 def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
-    """Scores the test documents and writes one line each to `predict_results.tsv`."""
+    """Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels."""
     result = trainer.predict(data, metric_key_prefix="test")
     trainer.save_metrics("test", result.metrics)
     logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
@@ -294,17 +307,19 @@ def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
     return {name.removeprefix("test_"): value for name, value in result.metrics.items()}
 
 
-def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, started: float) -> None:
-    """Writes `run.json`, and prints the model beside the baselines on the test documents (else on validation)."""
-    part = "test" if test_metrics is not None else "validation"
+def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:
+    """
+    Writes `run.json`, and prints the model beside the baselines on the test documents, or on validation where those
+    have no labels or are none. One process does it: nothing here may wait for the others.
+    """
+    part = "test" if "test" in metrics and "label" in task.splits["test"].column_names else "validation"
     scores = {}
     if task.problem_type == "single_label_classification" and not data_args.skip_baselines:
         scores = baselines(task.splits, part)
-    if test_metrics is None and trainer.args.do_eval:
-        test_metrics = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
     shown = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
-    if test_metrics is not None:
-        scores["this model"] = {name: test_metrics[name] for name in shown if name in test_metrics}
+    if part in metrics:
+        values = {name.removeprefix("eval_"): value for name, value in metrics[part].items()}
+        scores["this model"] = {name: values[name] for name in shown if name in values}
     run = {
         **provenance(),
         "command": ["scripts/run_classification.py", *sys.argv[1:]],
@@ -314,7 +329,7 @@ def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, s
         "part": part,
         "scores": scores,
         "seed": trainer.args.seed,
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(seconds, 1),
         "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
     }
     for path in filter(None, (Path(trainer.args.output_dir) / "run.json", trainer.args.results_file)):
@@ -330,6 +345,8 @@ def report(trainer: Trainer, task: Task, data_args, test_metrics: dict | None, s
                 f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns
             )
             print(f"| {label:{width}} | " + " | ".join(cells) + " |")
+    if "test" in metrics:
+        print(f"\nThe predictions for the test documents are in {trainer.args.output_dir}/predict_results.tsv")
     print(f"\nThe model is in {trainer.args.output_dir}; all figures are in {trainer.args.output_dir}/run.json")
 
 

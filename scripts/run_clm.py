@@ -10,6 +10,7 @@ flags but the output folder: the shipped State of the Union addresses and a smal
         --config_overrides hidden_size=64,num_hidden_layers=1
     python scripts/run_clm.py --output_dir runs/mine --train_file book.txt --validation_file other.txt --keep_documents
     accelerate launch scripts/run_clm.py --output_dir runs/clm --resume_from_checkpoint last
+    torchrun --nproc_per_node 2 scripts/run_clm.py --output_dir runs/clm --use_cpu
 """
 
 import math
@@ -18,14 +19,15 @@ from dataclasses import dataclass, field
 import torch
 from datasets import Dataset
 from language_modeling import Objective, bits_per_byte, count_tokens, main
+from model_choice import longest_input
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
-    DataCollatorForLanguageModeling,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
+from user_errors import UserError
 
 
 @dataclass
@@ -34,6 +36,12 @@ class ChunkArguments:
         default=1024,
         metadata={"help": "Tokens per chunk. The model's own blocks are --config_overrides block_size=..."},
     )
+
+    def __post_init__(self) -> None:
+        if self.block_size < 2:
+            raise UserError(
+                f"--block_size must be 2 or more, got {self.block_size}: a token is predicted from others."
+            )
 
 
 SMALL_MODEL = {
@@ -52,15 +60,18 @@ def add_labels(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
 
 
 class PadWithLabels:
-    """Pads `input_ids` and `labels` of evaluation rows on the right."""
+    """
+    Pads rows on the right. Rows without labels are to be predicted whole, the end of a text as well, which
+    `DataCollatorForLanguageModeling` would leave out where it is the padding token too, as for GPT-2's kind.
+    """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self.pad_token_id = tokenizer.pad_token_id
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *arguments):
+        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked anyway
 
     def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
         length = max(len(row["input_ids"]) for row in rows)
         fillers = {"input_ids": self.pad_token_id, "labels": -100, "attention_mask": 0}
-        rows = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
+        rows = [{"labels": row["input_ids"], **row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
         return {
             name: torch.tensor([list(row[name]) + [filler] * (length - len(row[name])) for row in rows])
             for name, filler in fillers.items()
@@ -78,11 +89,14 @@ def scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[str, fl
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, str]:
     """What the model writes after the first 48 tokens of a held-out text."""
     prompt = torch.tensor([rows[0]["input_ids"][:48]], device=model.device)
+    longest = longest_input(model.config, tokenizer)
+    if longest is not None and prompt.shape[1] >= longest:
+        prompt = prompt[:, : longest // 2]
     set_seed(0)
     tokens = model.generate(
         prompt,
         attention_mask=torch.ones_like(prompt),
-        max_new_tokens=160,
+        max_new_tokens=160 if longest is None else min(160, longest - prompt.shape[1]),
         do_sample=True,
         temperature=0.8,
         top_k=50,
@@ -95,7 +109,7 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dat
 OBJECTIVE = Objective(
     auto_class=AutoModelForCausalLM,
     small_model=SMALL_MODEL,
-    collator=lambda tokenizer: DataCollatorForLanguageModeling(tokenizer, mlm=False),
+    collator=PadWithLabels,
     prepare_evaluation=add_labels,
     evaluation_collator=PadWithLabels,
     count=count,

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TextStreamer, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedModel,
+    TextStreamer,
+    set_seed,
+)
 from user_errors import UserError
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
@@ -24,10 +32,19 @@ class GenerationArguments:
     prompt_file: str | None = field(default=None, metadata={"help": "UTF-8 file with the text; - for standard input."})
     max_new_tokens: int = field(default=200, metadata={"help": "Tokens to write at most."})
     do_sample: bool = field(default=True, metadata={"help": "Draw tokens; else the likeliest."})
-    temperature: float = field(default=0.8, metadata={"help": "Of the drawing; lower is safer."})
-    top_k: int = field(default=50, metadata={"help": "Draw from this many likeliest tokens."})
-    top_p: float = field(default=0.95, metadata={"help": "Draw from the likeliest tokens of this probability."})
-    repetition_penalty: float = field(default=1.0, metadata={"help": "Above 1: avoid what stands there already."})
+    temperature: float | None = field(
+        default=None, metadata={"help": "Of the drawing, lower is safer; default: the model's, else 0.8."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "Draw from this many likeliest tokens; default: the model's, else 50."}
+    )
+    top_p: float | None = field(
+        default=None,
+        metadata={"help": "Draw from the likeliest tokens of this probability; default: the model's, else 0.95."},
+    )
+    repetition_penalty: float | None = field(
+        default=None, metadata={"help": "Above 1: avoid what stands there already; default: the model's, else 1."}
+    )
     prefill_chunk_size: int | None = field(
         default=4096, metadata={"help": "Tokens of the prompt read at once, to bound memory."}
     )
@@ -57,23 +74,36 @@ def read_prompt(args: GenerationArguments) -> str:
     return text
 
 
+def settings(args: GenerationArguments, model: PreTrainedModel) -> dict[str, float]:
+    """What the flags say, and ours where neither they nor the model's own generation config say anything."""
+    ours = {"repetition_penalty": 1.0}
+    if args.do_sample:
+        ours |= {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
+    given = {name: getattr(args, name) for name in ours if getattr(args, name) is not None}
+    return {name: value for name, value in ours.items() if getattr(model.generation_config, name) is None} | given
+
+
 def main() -> None:
     (args,) = HfArgumentParser(GenerationArguments).parse_args_into_dataclasses()
     text = read_prompt(args)
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
+    config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    if config.model_type == "sinkhorn" and not config.is_decoder:
+        raise UserError(
+            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a causal "
+            "model, as run_clm.py makes them."
+        )
     model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     set_seed(args.seed)
     batch = tokenizer(text, return_tensors="pt", verbose=False).to(model.device)
     options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.do_sample}
-    if args.do_sample:
-        options |= {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    options |= settings(args, model)
     model.generate(
         batch["input_ids"],
         attention_mask=batch["attention_mask"],
         streamer=TextStreamer(tokenizer, skip_special_tokens=True),
-        repetition_penalty=args.repetition_penalty,
         prefill_chunk_size=args.prefill_chunk_size,
         pad_token_id=tokenizer.pad_token_id,
         **options,

@@ -23,12 +23,16 @@ from user_errors import UserError
 @dataclass
 class MaskingArguments:
     max_seq_length: int = field(default=1024, metadata={"help": "Tokens per chunk."})
-    mlm_probability: float = field(default=0.15, metadata={"help": "Share of tokens to predict."})
+    mlm_probability: float = field(
+        default=0.15,
+        metadata={"help": "Share of tokens to predict in training; evaluation masks 0.15, always the same."},
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.mlm_probability < 1:
             raise UserError(f"--mlm_probability must be between 0 and 1, got {self.mlm_probability}.")
-        OBJECTIVE.collator = lambda tokenizer: masking(tokenizer, self.mlm_probability)
+        if self.max_seq_length < 1:
+            raise UserError(f"--max_seq_length must be 1 or more, got {self.max_seq_length}.")
 
 
 def masking(tokenizer: PreTrainedTokenizerBase, probability: float, seed: int | None = None):
@@ -55,7 +59,7 @@ def scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[str, fl
 OBJECTIVE = Objective(
     auto_class=AutoModelForMaskedLM,
     small_model={**SMALL_MODEL, "is_decoder": False},
-    collator=masking,
+    collator=lambda tokenizer, arguments: masking(tokenizer, arguments.mlm_probability),
     prepare_evaluation=mask_once,
     evaluation_collator=PadWithLabels,
     count=count_tokens,

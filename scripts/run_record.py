@@ -15,14 +15,15 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "toke
 
 
 def provenance() -> dict:
-    """Commit (with `-dirty` where files differ from it), package versions, and the machine."""
+    """Commit when the script was started (with `-dirty` where files differed from it), package versions, and machine."""
     return {
-        "commit": _commit(),
+        "commit": COMMIT,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "machine": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu_cores": os.cpu_count(),
             "torch_threads": torch.get_num_threads(),
+            "processes": int(os.environ.get("WORLD_SIZE", 1)),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
@@ -40,6 +41,10 @@ def _commit() -> str | None:
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
+
+
+# Read when the code is, as the folder may be at another commit when a long run ends.
+COMMIT = _commit()
 
 
 def _version(package: str) -> str | None:

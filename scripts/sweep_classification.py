@@ -16,7 +16,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from flags import given_flags, of_the_training
 from run_record import write_json
+from user_errors import UserError
 
 
 SCRIPT = Path(__file__).resolve().parent / "run_classification.py"
@@ -63,18 +65,15 @@ def main() -> None:
         runs = []
         for seed in arguments.seeds:
             folder = arguments.runs / f"{split_by}-{seed}"
+            flags = ["--split_by", split_by, "--split_seed", str(seed), "--seed", str(seed), *arguments.flags]
             if not (folder / "run.json").exists():
-                command = [
-                    sys.executable,
-                    str(SCRIPT),
-                    "--output_dir",
-                    str(folder),
-                    "--resume_from_checkpoint",
-                    "last",
-                ]
-                command += ["--split_by", split_by, "--split_seed", str(seed), "--seed", str(seed), *arguments.flags]
-                subprocess.run(command, check=True)
+                command = [str(SCRIPT), "--output_dir", str(folder), "--resume_from_checkpoint", "last", *flags]
+                subprocess.run([sys.executable, *command], check=True)
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+            if of_the_training(given_flags(run["command"][1:])) != of_the_training(given_flags(flags)):
+                raise UserError(
+                    f"{folder}/run.json is of other flags: {' '.join(run['command'])}. Name another folder by --runs."
+                )
             runs.append({name: run[name] for name in KEPT})
         results[split_by] = {"summary": summarise(runs), "runs": runs}
         write_json(arguments.results, results)

@@ -4,6 +4,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from sklearn.model_selection import train_test_split
@@ -30,7 +31,7 @@ class Task:
     label_names: list[str] | None  # None for a regression
 
 
-def read_file(path: str, delimiter: str | None = None) -> Dataset:
+def read_file(path: str) -> Dataset:
     """
     Reads a csv, tsv, json, jsonl or parquet file, or a txt file as one document in the column `text`.
 
@@ -44,7 +45,7 @@ def read_file(path: str, delimiter: str | None = None) -> Dataset:
         raise UserError(f"{path} must end in one of {', '.join(FORMATS)}.")
     kind = FORMATS[file.suffix.lower()]
     if file.stat().st_size == 0:
-        raise UserError(f"{path} is empty; it needs a text and a label column and at least one row.")
+        raise UserError(f"{path} is empty.")
     if kind != "parquet":
         try:
             file.read_bytes().decode("utf-8")
@@ -55,7 +56,7 @@ def read_file(path: str, delimiter: str | None = None) -> Dataset:
             ) from None
     options = {}
     if kind == "csv":
-        options["delimiter"] = delimiter or ("\t" if file.suffix.lower() == ".tsv" else ",")
+        options["delimiter"] = "\t" if file.suffix.lower() == ".tsv" else ","
     elif kind == "text":
         options["sample_by"] = "document"
     try:
@@ -67,57 +68,73 @@ def read_file(path: str, delimiter: str | None = None) -> Dataset:
     return data
 
 
-def text_and_label(data: Dataset, text_columns: list[str], label_column: str, separator: str, name: str) -> Dataset:
+def text_and_label(
+    data: Dataset, text_columns: list[str], label_column: str, separator: str, name: str, may_lack_label: bool = False
+) -> Dataset:
     """
-    Keeps the label and the text columns, several joined by `separator`, as `label` and `text`.
+    Keeps the label and the text columns, several joined by `separator`, as `label` and `text`; `text` alone where there
+    is no label and need not be one.
 
     Raises:
         UserError: a column is missing; names it, the columns there are, and the flag.
     """
-    for column, flag in [
-        *((column, "--text_column_names") for column in text_columns),
-        (label_column, "--label_column_name"),
-    ]:
+    labelled = label_column in data.column_names or not may_lack_label
+    columns = [(column, "--text_column_names") for column in text_columns]
+    for column, flag in columns + [(label_column, "--label_column_name")] * labelled:
         if column not in data.column_names:
             raise UserError(
                 f"{name} has no column '{column}'; its columns are {', '.join(data.column_names)}. Name the right one "
-                f"with {flag}."
+                f"with {flag}.{_other_delimiter(data.column_names)}"
             )
-    labels = data[label_column]
     texts = [
-        separator.join(str(part or "") for part in parts) for parts in zip(*(data[column] for column in text_columns))
+        separator.join("" if part is None else str(part) for part in parts)
+        for parts in zip(*(data[column] for column in text_columns))
     ]
+    if not labelled:
+        return Dataset.from_dict({"text": texts})
+    labels = data[label_column]
     missing = sum(label is None for label in labels)
     if missing:
         raise UserError(f"{name}: {missing} rows have no label in column '{label_column}'; fill or drop them.")
-    kept = Dataset.from_dict({"text": texts, "label": list(labels)})
+    labels = list(labels)
+    if len({type(label) for label in labels}) > 1:  # 1 and "one"
+        labels = [str(label) for label in labels]
+    kept = Dataset.from_dict({"text": texts, "label": labels})
     feature = data.features[label_column]
     return kept.cast_column("label", feature) if isinstance(feature, ClassLabel) else kept
 
 
+def _other_delimiter(columns: list[str]) -> str:
+    """A hint, where a csv file seems to have been written with another delimiter."""
+    if len(columns) > 1 or not any(mark in columns[0] for mark in ";\t|"):
+        return ""
+    return " Is it delimited by another sign? A csv file needs commas, a tsv file tabs."
+
+
 def make_task(splits: DatasetDict, regression: bool) -> Task:
     """
-    Finds what the labels are and numbers them.
+    Finds what the labels are and numbers them. A test part may have none.
 
     Raises:
         UserError: only one class in training, or a label in another part that training never saw.
     """
-    labels = splits["train"]["label"]
+    labelled = {name: part for name, part in splits.items() if "label" in part.column_names}
+    without = {name: part for name, part in splits.items() if name not in labelled}
     if regression:
-        return Task(DatasetDict({name: _as_numbers(part) for name, part in splits.items()}), "regression", None)
-    several = isinstance(labels[0], list)
+        numbers = {name: _as_numbers(part) for name, part in labelled.items()}
+        return Task(DatasetDict(numbers | without), "regression", None)
+    several = isinstance(labelled["train"]["label"][0], list)
     if not several:
-        splits = DatasetDict({name: _labels_by_name(part) for name, part in splits.items()})
-        labels = splits["train"]["label"]
-    known = sorted({str(label) for row in labels for label in (row if several else [row])}, key=_natural_order)
+        labelled = {name: _labels_by_name(part) for name, part in labelled.items()}
+    labels = labelled["train"]["label"]
+    known = sorted(set().union(*map(names_in, labels)), key=_natural_order)
     if len(known) < 2:
         raise UserError(
             f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more."
         )
     number = {name: index for index, name in enumerate(known)}
-    for name, part in splits.items():
-        seen = {str(label) for row in part["label"] for label in (row if several else [row])}
-        unknown = sorted(seen - set(known))
+    for name, part in labelled.items():
+        unknown = sorted(set().union(*map(names_in, part["label"])) - set(known))
         if unknown:
             raise UserError(
                 f"the {name} data has labels that training never saw: {', '.join(unknown[:10])}. Training has: "
@@ -129,12 +146,24 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
             return {"label": [float(name in map(str, row["label"])) for name in known]}
         return {"label": number[str(row["label"])]}
 
-    splits = DatasetDict({name: part.map(encode, remove_columns=["label"]) for name, part in splits.items()})
-    return Task(splits, "multi_label_classification" if several else "single_label_classification", known)
+    numbered = {name: part.map(encode, remove_columns=["label"]) for name, part in labelled.items()}
+    kind = "multi_label_classification" if several else "single_label_classification"
+    return Task(DatasetDict(numbered | without), kind, known)
 
 
-def hold_out_validation(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
-    """A tenth of the training data, at least one row, each class in its share where the labels allow it."""
+def names_in(label: Any) -> set[str]:
+    """The classes of a row: those in a list, or the one."""
+    return set(map(str, label if isinstance(label, list) else [label]))
+
+
+def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> tuple[Dataset, Dataset]:
+    """
+    A tenth of the training data, at least one row, each class in its share where the labels allow it. No class is held
+    out whole.
+
+    Raises:
+        UserError: no row can be held out.
+    """
     if len(train) < 2:
         raise UserError("the training data has one row only; it needs more, or give --validation_file as well.")
     labels = [str(label) for label in train["label"]]
@@ -144,6 +173,16 @@ def hold_out_validation(train: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     kept, held_out = train_test_split(
         range(len(train)), test_size=size, random_state=seed, stratify=labels if fits else None
     )
+    if not regression:
+        classes_of = [names_in(label) for label in train["label"]]
+        seen = set().union(*(classes_of[row] for row in kept))
+        for row in list(held_out):
+            if not classes_of[row] <= seen:  # the model could not learn it
+                seen |= classes_of[row]
+                held_out.remove(row)
+                kept.append(row)
+    if not held_out:
+        raise UserError("no class of the training data has a row to spare for validation; give --validation_file.")
     return train.select(kept), train.select(held_out)
 
 
@@ -158,11 +197,22 @@ def _as_numbers(part: Dataset) -> Dataset:
 
 
 def _labels_by_name(part: Dataset) -> Dataset:
-    """Numbers of a `ClassLabel` column as their names; other columns as they are."""
-    feature = part.features["label"]
-    if not isinstance(feature, ClassLabel):
-        return part
-    names = [feature.int2str(label) for label in part["label"]]
+    """
+    Numbers of a `ClassLabel` column as their names; others as words, without the space around them. Whole numbers that
+    were read as 1.0 and 2.0, as where a row of the file had none, are 1 and 2.
+
+    Raises:
+        UserError: the labels have fractions.
+    """
+    feature, labels = part.features["label"], part["label"]
+    if isinstance(feature, ClassLabel):
+        names = [feature.int2str(label) for label in labels]
+    elif feature.dtype.startswith("float"):
+        if any(label != int(label) for label in labels):
+            raise UserError("the labels are numbers with fractions, so no classes: predict them with --do_regression.")
+        names = [str(int(label)) for label in labels]
+    else:
+        names = [str(label).strip() for label in labels]
     return part.remove_columns("label").add_column("label", names)
 
 

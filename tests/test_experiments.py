@@ -398,6 +398,37 @@ def test_checkpoints_of_other_settings_are_left_alone(tiny, tmp_path):
     assert tiny("--only", "soft", "--seeds", "0") == 0
 
 
+def test_results_of_other_settings_are_not_taken_for_these(tiny, tmp_path):
+    assert tiny("--only", "soft", "--seeds", "0") == 0
+    path = tmp_path / "configs" / "tiny.yaml"
+    path.write_text(path.read_text().replace("max_steps: 12", "max_steps: 13"))
+    for flags in ([], ["--list"]):
+        with pytest.raises(SystemExit, match="seed0.json has other settings .*--results_dir"):
+            tiny("--only", "soft", "--seeds", "0", *flags)
+
+
+def test_a_model_served_otherwise_is_scored_in_the_same_type(tiny, tmp_path, monkeypatch):
+    text = TINY.replace("max_steps: 12", "max_steps: 2, bf16: true").replace("models: [local, soft]", "")
+    variants = "variants: {default: {}, served: {serve: {sort_assignment: hard}}}\n"
+    (tmp_path / "configs" / "tiny.yaml").write_text(text + variants)
+    from experiments import training
+
+    score, types = training.score, {}
+
+    def watched(trainer, task, rows):
+        linear = trainer.model.model.layers[0].mlp.down_proj
+        handle = linear.register_forward_hook(
+            lambda module, inputs, output: types.update({trainer.model.config.sort_assignment: output.dtype})
+        )
+        scores = score(trainer, task, rows)
+        handle.remove()
+        return scores
+
+    monkeypatch.setattr(training, "score", watched)
+    assert tiny("--seeds", "0") == 0
+    assert types == {"soft": torch.bfloat16, "hard": torch.bfloat16}
+
+
 def test_the_time_limit_leaves_a_checkpoint(tiny, tmp_path, capsys):
     assert tiny("--only", "soft", "--seeds", "0,1", "--time_limit_minutes", "0.0001") == 0
     assert "Time is up: 2 runs are left" in capsys.readouterr().out

@@ -17,10 +17,11 @@ sys.path.append(str(SCRIPTS))
 from experiments import interventions  # noqa: E402
 
 
-@pytest.fixture
-def model() -> SinkhornForCausalLM:
+@pytest.fixture(params=["equality", "capacity"])
+def model(request) -> SinkhornForCausalLM:
     torch.manual_seed(0)
-    return SinkhornForCausalLM(tiny_config(is_decoder=True, num_hidden_layers=2, block_size=4)).eval()
+    config = tiny_config(is_decoder=True, num_hidden_layers=2, block_size=4, causal_balancing=request.param)
+    return SinkhornForCausalLM(config).eval()
 
 
 IDS = torch.arange(40).view(2, 20) + 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from helpers import run_script
+from helpers import SCRIPTS, run_script, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, pipeline
 
 import modeling_sinkhorn  # noqa: F401  registers the classes
@@ -110,6 +110,8 @@ def test_masked_from_a_text_file_to_fillings(tmp_path, monkeypatch, capsys):
     assert final["perplexity"] == pytest.approx(last["eval_perplexity"]), "the masks are the same in every evaluation"
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path / "out")).__name__ == "SinkhornForMaskedLM"
     assert len(pipeline("fill-mask", model=str(tmp_path / "out"))("cats and <mask> at home")) == 5
+    with pytest.raises(SystemExit, match="reads in both directions and cannot write"):
+        run_script(monkeypatch, "run_generation.py", "--model_name_or_path", tmp_path / "out", "--prompt", "cats")
 
 
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
@@ -140,6 +142,62 @@ def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
         assert scores(tmp_path / "broken", name) == scores(tmp_path / "whole", name)
 
 
+def test_a_run_that_ended_is_not_taken_for_one_of_other_flags(tmp_path, monkeypatch):
+    flags = ["--train_file", write_documents(tmp_path / "train.jsonl", 30), *TINY, "--block_size", "32"]
+    flags += ["--output_dir", tmp_path / "out"]
+    run_script(monkeypatch, "run_clm.py", *flags)
+    first = scores(tmp_path / "out")
+    run_script(monkeypatch, "run_clm.py", *flags, "--resume_from_checkpoint", "last")
+    assert scores(tmp_path / "out") == first
+    with pytest.raises(SystemExit, match="with the flags .*'2'.*; now they are .*'3'.*--output_dir"):
+        run_script(monkeypatch, "run_clm.py", *flags, "--num_train_epochs", "3", "--resume_from_checkpoint", "last")
+    assert scores(tmp_path / "out") == first
+
+
+def test_a_tokenizer_without_padding(tmp_path, monkeypatch):
+    """GPT-2's kind; the end of a text is to be predicted too."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from bpe import train_tokenizer
+    from run_clm import PadWithLabels
+
+    tokenizer = train_tokenizer(SENTENCES * 20, 300, show_progress=False)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    batch = PadWithLabels(tokenizer)([{"input_ids": [5, 2, 7]}, {"input_ids": [6, 2]}])
+    assert batch["labels"].tolist() == [[5, 2, 7], [6, 2, -100]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0]]
+    flags = ["--train_file", write_documents(tmp_path / "train.jsonl", 30), "--block_size", "32", "--use_cpu"]
+    flags += ["--model_type", "gpt2", "--config_overrides", "n_embd=16,n_layer=1,n_head=2,n_positions=64"]
+    flags += ["--tokenizer_name", tmp_path / "tokenizer", "--output_dir", tmp_path / "out", "--max_steps", "2"]
+    run_script(monkeypatch, "run_clm.py", *flags)
+    assert scores(tmp_path / "out")["validation"]["perplexity"] > 1
+
+
+def test_weights_are_held_in_the_type_asked_for_and_one_layer_type_stands_for_all(tmp_path, monkeypatch):
+    flags = ["--train_file", write_documents(tmp_path / "train.jsonl", 30), *TINY, "--block_size", "32"]
+    flags += ["--max_steps", "1", "--dtype", "bfloat16"]
+    run_script(monkeypatch, "run_clm.py", *flags, "--output_dir", tmp_path / "out")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.bfloat16
+    flags = ["--train_file", tmp_path / "train.jsonl", "--block_size", "32", "--use_cpu", "--max_steps", "1"]
+    flags += ["--model_name_or_path", tmp_path / "out", "--config_overrides", "layer_types=local_attention"]
+    run_script(monkeypatch, "run_clm.py", *flags, "--output_dir", tmp_path / "local")
+    record = json.loads((tmp_path / "local" / "run.json").read_text())
+    assert record["models"]["this model"]["config"]["layer_types"] == ["local_attention"] * 2
+
+
+def test_generation_settings_are_the_models_own(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from run_generation import GenerationArguments, settings
+
+    model = AutoModelForCausalLM.from_config(tiny_config(is_decoder=True))
+    ours = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.0}
+    assert settings(GenerationArguments("x", prompt="a"), model) == ours
+    model.generation_config.repetition_penalty, model.generation_config.top_k = 1.1, 7
+    assert settings(GenerationArguments("x", prompt="a"), model) == {"temperature": 0.8, "top_p": 0.95}
+    assert settings(GenerationArguments("x", prompt="a", top_k=3), model)["top_k"] == 3
+    assert settings(GenerationArguments("x", prompt="a", do_sample=False), model) == {}
+
+
 BAD_INPUTS = {
     "no such file": (["--train_file", "nothing.txt"], "there is no file nothing.txt"),
     "no column": (
@@ -154,6 +212,19 @@ BAD_INPUTS = {
     "no text": (["--train_file", "blank.jsonl"], "has no text"),
     "unknown layers": (["--train_file", "good.jsonl", "--compare_with", "local"], "`layer_types` holds"),
     "sortcut": (["--train_file", "good.jsonl", "--compare_with", "sortcut_attention"], "in a decoder"),
+    "comparison with weights": (
+        ["--train_file", "good.jsonl", "--compare_with", "local_attention", "--model_name_or_path", "x"],
+        "trains each model from scratch.*--config_name",
+    ),
+    "comparison from one checkpoint": (
+        ["--train_file", "good.jsonl", "--compare_with", "local_attention", "--resume_from_checkpoint", "full"],
+        "--resume_from_checkpoint last finds that of each",
+    ),
+    "chunks of 0": (["--train_file", "good.jsonl", "--block_size", "0"], "--block_size must be 2 or more"),
+    "chunks longer than the model": (
+        ["--train_file", "good.jsonl", "--model_type", "gpt2", "--config_overrides", "n_positions=64"],
+        "chunks of 1024 tokens are longer than the 64 that the model takes",
+    ),
     "two sources": (["--train_file", "good.jsonl", "--dataset_name", "imdb"], "not both"),
     "no such extra file": (["--train_file", "good.jsonl", "--extra_train_file", "no.txt"], "there is no file no.txt"),
     "extra file without text": (

@@ -389,6 +389,10 @@ def test_bad_input_is_refused_in_words():
     model = make()
     with pytest.raises(ValueError, match=r"`attention_mask` has shape \(2, 12\).*\(2, 13\)"):
         model(tokens(), attention_mask=torch.ones(2, 12))
+    with pytest.raises(ValueError, match="`attention_mask` holds numbers other than 0"):
+        model(tokens(), attention_mask=torch.zeros(2, 13).masked_fill(torch.arange(13) > 9, -1e9))
+    with pytest.raises(ValueError, match=r"`input_ids` has shape \(13,\)"):
+        model(tokens()[0])
     with pytest.raises(ValueError, match="`attention_mask` has shape"):
         model(tokens(), attention_mask=torch.ones(2, 1, 13, 13))
     with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):

@@ -508,7 +508,8 @@ def test_leftovers_stay_here(hub, push, folder, name):
         "checkpoint-5/model.safetensors checkpoint-5/optimizer.pt runs/x/events.out.tfevents.1 .git/config .env "
         "__pycache__/modeling_sinkhorn.cpython-311.pyc optimizer.pt scheduler.pt training_args.bin rng_state.pth "
         "rng_state_0.pth pytorch_model.bin model.ckpt data.pkl model.safetensors.tmp trainer_state.json "
-        "sub/.ipynb_checkpoints/x.json sub/cache.tmp model-00007-of-00007.safetensors"
+        "sub/.ipynb_checkpoints/x.json sub/cache.tmp model-00007-of-00007.safetensors "
+        "run.json scores.json model_and_data.json all_results.json eval_results.json predict_results.tsv"
     ).split()
     for path in leftovers:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -321,6 +321,10 @@ class SinkhornModel(SinkhornPreTrainedModel):
             )
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(
+                f"`input_ids` has shape {tuple(input_ids.shape)}: give (batch, tokens); one row is `input_ids[None]`."
+            )
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         if 0 in inputs_embeds.shape:
@@ -428,10 +432,14 @@ def _check_mask(attention_mask: Tensor | None, inputs_embeds: Tensor, past_lengt
             f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input needs {expected}: one 0 (padding) "
             f"or 1 per token{in_cache}."
         )
-    # While tracing, the answer would be burnt into the graph.
-    if not is_tracing(attention_mask) and bool(attention_mask.all()):
-        return None
-    return attention_mask
+    if is_tracing(attention_mask):
+        return attention_mask  # the answers below would be burnt into the graph
+    if attention_mask.is_floating_point() and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError(
+            "`attention_mask` holds numbers other than 0 (padding) and 1: give what the tokenizer gives, not a mask to be "
+            "added to scores."
+        )
+    return None if bool(attention_mask.all()) else attention_mask
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -74,8 +74,9 @@ def curves(records: list[dict], config: dict[str, Any]) -> Any:
         for model in models:
             runs = chosen(records, condition=condition, model=model)
             lines = [np.array(run["curve"]["train"]) for run in runs if run["curve"]["train"]]
-            if lines and len({len(line) for line in lines}) == 1:
-                steps, losses = np.mean(lines, axis=0).T
+            if lines:
+                steps = lines[0][:, 0]  # an interrupted run has a point more than the others
+                losses = np.mean([np.interp(steps, *line.T) for line in lines], axis=0)
                 colour, _ = STYLES.get(model, (None, None))
                 panel.plot(steps, losses, color=colour, label=model, linewidth=1)
         panel.set(title=condition.replace("_", " "), xlabel="steps", ylabel="training loss")

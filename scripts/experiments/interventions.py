@@ -30,33 +30,33 @@ import attention_sinkhorn  # noqa: E402
 from modeling_sinkhorn import SinkhornForCausalLM  # noqa: E402
 
 
-Replace = Callable[[Tensor, Tensor, int], Tensor]  # logits, allowed pairs, iterations: to a sort matrix
+Replace = Callable[..., Tensor]  # logits, allowed pairs, iterations, what else balancing takes: to a sort matrix
 balance = attention_sinkhorn.causal_sinkhorn_balance
 
 
-def trained(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
-    return balance(logits, allowed, iterations)[0]
+def trained(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> Tensor:
+    return balance(logits, allowed, iterations, *rest)[0]
 
 
-def equal_logits(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
-    return balance(torch.zeros_like(logits), allowed, iterations)[0]
+def equal_logits(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> Tensor:
+    return balance(torch.zeros_like(logits), allowed, iterations, *rest)[0]
 
 
-def without_balancing(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+def without_balancing(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> Tensor:
     return balance(logits, allowed, 0)[0]
 
 
-def block_before(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+def block_before(logits: Tensor, *rest) -> Tensor:
     return torch.ones_like(logits).tril(-1).triu(-1)
 
 
-def first_block(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+def first_block(logits: Tensor, *rest) -> Tensor:
     matrix = torch.zeros_like(logits)
     matrix[..., 1:, 0] = 1
     return matrix
 
 
-def even_mixture(logits: Tensor, allowed: Tensor, iterations: int) -> Tensor:
+def even_mixture(logits: Tensor, allowed: Tensor, *rest) -> Tensor:
     return balance(torch.zeros_like(logits), allowed, 0)[0]
 
 
@@ -76,7 +76,7 @@ def sorted_by(replace: Replace) -> Iterator[list[Tensor]]:
     made: list[Tensor] = []
 
     def sort(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> tuple[Tensor, None]:
-        made.append(replace(logits, allowed, iterations))
+        made.append(replace(logits, allowed, iterations, *rest))
         return made[-1], None
 
     attention_sinkhorn.causal_sinkhorn_balance = sort
@@ -119,7 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_rows", type=int, default=64, help="Score the first rows alone.")
     parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "interventions.json")
     options = parser.parse_args(arguments)
-    asked = ["--model_name_or_path", options.model_name_or_path, "--max_rows", options.max_rows]
+    names = ("model_name_or_path", "chunk_length", "batch_size", "max_rows")
+    asked = [part for name in names for part in (f"--{name}", getattr(options, name))]
     model = SinkhornForCausalLM.from_pretrained(options.model_name_or_path).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model_name_or_path)
     data = LanguageModelingDataArguments(max_eval_samples=options.max_rows)

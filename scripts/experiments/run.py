@@ -13,6 +13,7 @@ tables and figures.
 
 import argparse
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import sys
@@ -73,9 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("no run fits these flags; --list without --only and --conditions shows what there is.")
     if options.list:
         for run in runs:
-            print("done" if result_file(run, options).exists() else "    ", run.name)
+            print("done" if is_done(run, options) else "    ", run.name)
         return 0
-    left = [run for run in runs if not result_file(run, options).exists()]
+    left = [run for run in runs if not is_done(run, options)]
     print(f"{len(runs)} runs, of which {len(runs) - len(left)} are done.", flush=True)
     deadline = None
     if options.time_limit_minutes is not None:
@@ -111,6 +112,24 @@ def _models_of(config: dict) -> set[str]:
 
 def result_file(run: Run, options: argparse.Namespace) -> Path:
     return options.results_dir / f"{run.name}.json"
+
+
+def is_done(run: Run, options: argparse.Namespace) -> bool:
+    """
+    Whether its result is there.
+
+    Raises:
+        UserError: one is, of other settings than the config file has now.
+    """
+    path = result_file(run, options)
+    if not path.exists():
+        return False
+    if json.loads(path.read_text(encoding="utf-8"))["settings"] != json.loads(json.dumps(run.settings)):
+        raise UserError(
+            f"{path} has other settings than the config file has now; move it away to run it again, or name another "
+            "--results_dir."
+        )
+    return True
 
 
 def outcomes(runs: list[Run], options: argparse.Namespace, deadline: float | None):

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from resuming import Clock
 from run_record import provenance
 from training_defaults import SmallModelTrainingArguments
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from experiments.descriptors import causal_descriptor
@@ -28,28 +29,6 @@ DEFAULTS = {
     "bf16": False,
 }
 CURVE_POINTS, VALIDATIONS, CHECKPOINTS = 40, 4, 6  # in a run
-
-
-class Clock(TrainerCallback):
-    """Adds up the seconds of training over interruptions, and stops with a checkpoint when a deadline has passed."""
-
-    def __init__(self, deadline: float | None = None):
-        self.deadline = deadline  # of time.monotonic()
-        self.seconds = 0.0
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        # The log is part of a checkpoint, so it tells what was spent before an interruption.
-        self.seconds = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
-        self.last = time.monotonic()
-
-    def on_step_end(self, args, state, control, **kwargs) -> None:
-        now = time.monotonic()
-        self.seconds, self.last = self.seconds + now - self.last, now
-        if self.deadline is not None and now > self.deadline and state.global_step < state.max_steps:
-            control.should_log = control.should_save = control.should_training_stop = True
-
-    def on_log(self, args, state, control, **kwargs) -> None:
-        state.log_history[-1]["seconds"] = self.seconds
 
 
 def execute(
@@ -84,7 +63,10 @@ def _execute(
         return None
     started = time.monotonic()
     if settings["serve"]:
-        trainer.model = served(model, settings["serve"])
+        # In the same type of numbers as a model that was not changed: the Trainer's accelerator sees to that.
+        trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(
+            served(model, settings["serve"]), evaluation_mode=True
+        )
     scores = {part: score(trainer, task, rows) for part, rows in task.tests.items()}
     record = {
         **provenance(),
