@@ -1,0 +1,473 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Cache layers for incremental decoding (design section 3). Importing this module registers them with the library, so that
+`DynamicCache(config=...)`, `StaticCache(config=...)` and `generate()` build them by themselves.
+
+A row's real tokens stand in the cache without gaps, in the slots of the block grid: padding is not stored. Beside keys
+and values there is what sorting needs to go on: features of each block, the running column sums of causal balancing, and
+the block that is sorted beside the one being written.
+
+Shape letters as in `sorting_sinkhorn.py` and `context_sinkhorn.py`.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+
+try:  # a folder on the Hub, or any package
+    from .context_sinkhorn import CacheContext
+    from .sorting_sinkhorn import causal_floor
+except ImportError:  # flat modules, as installed
+    from context_sinkhorn import CacheContext
+    from sorting_sinkhorn import causal_floor
+
+
+# Blocks whose inputs are kept, the one being written included: as far as `crop` reaches by itself.
+RECENT_BLOCKS = 2
+# The tensors that a layer may hold. The first dimension of each is the batch; the ones that grow with the text are
+# named with the dimension that does, by tokens or by blocks.
+TOKEN_STATES = (("keys", 2), ("values", 2), ("positions", 1))
+BLOCK_STATES = (("row_features", 1), ("column_features", 1), ("totals", 1))
+OTHER_STATES = (
+    "counts",
+    "recent_inputs",
+    "first_kept",
+    "columns",
+    "open_row",
+    "sorted_key",
+    "sorted_value",
+    "sorted_mask",
+)
+STATES = tuple(name for name, _ in (*TOKEN_STATES, *BLOCK_STATES)) + OTHER_STATES
+
+
+def _may_be_changed(state: Tensor) -> bool:
+    """Whether no graph can need the state as it is, and torch lets it be changed in place."""
+    if torch.is_grad_enabled() or state.requires_grad:
+        return False
+    # A compiled step cannot ask; it changes its states in place.
+    return torch.compiler.is_compiling() or not state.is_inference() or torch.is_inference_mode_enabled()
+
+
+def _fit(state: Tensor, size: int, filler: float) -> Tensor:
+    """`state` with its last dimension cut, or filled up, to `size`."""
+    return nn.functional.pad(state, (0, size - state.shape[-1]), value=filler)
+
+
+class OpenBlock(NamedTuple):
+    """What is sorted beside the block that each row is writing."""
+
+    key: Tensor  # (B, 1, G, S * b, D) rotated
+    value: Tensor  # (B, 1, G, S * b, D)
+    mask: Tensor  # (B, 1, 1 or G, S * b) bool
+
+
+class _BlockStates:
+    """
+    What the dynamic and the static layer share. `L` is the capacity in tokens, a multiple of the block size.
+
+    The attention of a layer calls, in every pass and in this order: `make_room`, `go_back`, `append`; and where the layer
+    sorts: `append_inputs`, `put_blocks` with what the SortNet makes of the inputs, and `keep_open_block`.
+    """
+
+    keys: Tensor | None  # (B, G, L, D), rotated unless softly sorted blocks are mixed from them
+    values: Tensor | None  # (B, G, L, D)
+    positions: Tensor | None  # (B, L) rotary positions, where keys are not rotated
+    counts: Tensor | None  # (B,) tokens stored
+    recent_inputs: Tensor | None  # (B, blocks * b + 1, E) the layer's latest inputs, a ring by slot; last: no token
+    first_kept: Tensor | None  # (B,) the first block whose inputs are all in the ring
+    row_features: Tensor | None  # (B, N, F) of each block as a destination
+    column_features: Tensor | None  # (B, N, F) of each full block as a source
+    totals: Tensor | None  # (B, N, E) sum of the inputs to the end of each full block
+    columns: Tensor | None  # (B, G, T, N) running column sums, see `causal_sinkhorn_balance`
+    open_row: Tensor | None  # (B, G, N) the row of the sort matrix of the block being written
+
+    is_croppable = True
+    is_sliding = False
+    # The size of a block, and so the shape of all states, is known with the first tokens only.
+    supports_early_init = False
+
+    def _forget(self) -> None:
+        for name in STATES:
+            setattr(self, name, None)
+        self.is_initialized = False
+        self.record_past = False
+        self.recorded_tokens = 0  # since the last `crop`
+        self.cropped_tokens = 0  # since the last pass
+
+    # Making room ----------------------------------------------------------------------------------------------------
+
+    def make_room(self, context: CacheContext, block_size: int, like: Tensor) -> None:
+        """To be called first in every pass: from here on the states hold the context's `num_blocks`."""
+        if not self.is_initialized:
+            self.dtype, self.device = like.dtype, like.device
+            self.block_size = block_size
+            self.capacity = self._capacity(context.num_blocks)
+            self.counts, self.first_kept = torch.zeros_like(context.counts), torch.zeros_like(context.counts)
+            self.cumulative_length = self._cumulative_length_on(like.device)
+            self.is_initialized = True
+        if context.num_blocks > self.capacity:
+            old, self.capacity = self.capacity, self._capacity(context.num_blocks)
+            for name, dim in (*TOKEN_STATES, *BLOCK_STATES):
+                state = getattr(self, name)
+                if state is not None:
+                    shape = list(state.shape)
+                    shape[dim] = (self.capacity - old) * (block_size if (name, dim) in TOKEN_STATES else 1)
+                    setattr(self, name, torch.cat((state, state.new_zeros(shape)), dim))
+
+    def _state(self, name: str, *shape: int, like: Tensor) -> Tensor:
+        """The state of that name, made on first use; `shape` without the batch."""
+        if getattr(self, name) is None:
+            setattr(self, name, like.new_zeros(like.shape[0], *shape))
+        return getattr(self, name)
+
+    def keep(self, name: str, value: Tensor) -> None:
+        """Makes `value` the state of that name."""
+        setattr(self, name, value)
+
+    # Writing --------------------------------------------------------------------------------------------------------
+
+    def append(self, key: Tensor, value: Tensor, context: CacheContext, rotated: bool) -> None:
+        """
+        Stores keys and values of new tokens.
+
+        Args:
+            key, value: `(B, M, Q, G, D)` on the grid of the new tokens.
+            rotated: whether keys are rotated already; else their positions are stored too.
+        """
+        slots = self.capacity * self.block_size
+        for name, tokens in (("keys", key), ("values", value)):
+            tokens = tokens.permute(0, 3, 1, 2, 4).flatten(2, 3)
+            state = self._state(name, tokens.shape[1], slots, tokens.shape[-1], like=tokens)
+            self._write(name, state, 2, context.slots[:, None, :, None], tokens)
+        if not rotated:
+            state = self._state("positions", slots, like=context.positions)
+            self._write("positions", state, 1, context.slots, context.positions)
+        self.keep("counts", context.counts)
+        self.cumulative_length += context.num_tokens
+        last = context.first_block + context.last_block
+        self.keep("first_kept", torch.maximum(self.first_kept, last - self._num_recent_blocks(context.num_tokens) + 1))
+
+    def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
+        """Puts `values` at `index` along `dim`, in place where nobody else can hold the state for a backward pass."""
+        index, values = index.expand_as(values), values.to(state.dtype)
+        if _may_be_changed(state):
+            state.scatter_(dim, index, values)
+        else:
+            setattr(self, name, state.scatter(dim, index, values))
+
+    def append_inputs(self, blocks: Tensor, context: CacheContext) -> Tensor | None:
+        """
+        Stores the layer's inputs of new tokens, `(B, M, Q, E)` on their grid, zero in empty slots.
+
+        Returns:
+            `(B, M, b, E)`: the blocks that new tokens touch, with the tokens that the first one held already; `None`
+            where no block opens or is filled up, so that nobody will ask.
+        """
+        b, num_blocks = self.block_size, self._num_recent_blocks()
+        ring, width = num_blocks * b, blocks.shape[-1]
+        if self.recent_inputs is None:
+            self.recent_inputs = blocks.new_zeros(blocks.shape[0], ring + 1, width)
+        elif self.recent_inputs.shape[1] != ring + 1:
+            self._resize_recent(num_blocks, context)
+        held = None
+        if context.opens or context.closes:
+            slot = torch.arange(b, device=blocks.device)
+            held = (context.first_block.unsqueeze(-1) * b + slot) % ring
+            held = self.recent_inputs.gather(1, held.unsqueeze(-1).expand(-1, -1, width))
+        # Of many new tokens only the last ones stay: no place is written twice.
+        last = context.first_block + context.last_block
+        stays = context.filled.flatten(1) & (context.slots // b > (last - num_blocks).unsqueeze(-1))
+        index = torch.where(stays, context.slots % ring, ring).unsqueeze(-1)
+        self._write("recent_inputs", self.recent_inputs, 1, index, blocks.flatten(1, 2))
+        if held is None:
+            return None
+        held = held.masked_fill((slot >= context.offset.unsqueeze(-1)).unsqueeze(-1), 0)
+        if blocks.shape[2] != b:  # a step of one token
+            blocks = blocks * (slot == context.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
+        return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
+
+    def _num_recent_blocks(self, num_tokens: int = 0) -> int:
+        """Size of the ring of recent inputs, with new tokens. While recording, nothing since the last `crop` is dropped."""
+        self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
+        return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
+
+    def _resize_recent(self, num_blocks: int, context: CacheContext) -> None:
+        """Moves the ring of recent inputs to another size. Rows keep their latest blocks, as many as fit."""
+        b, old_ring = self.block_size, self.recent_inputs.shape[1] - 1
+        last = (context.past_counts - 1).clamp(min=0) // b
+        place = torch.arange(num_blocks, device=last.device)
+        # (B, blocks): the latest block with that place in the ring, below 0 where there is none.
+        block = last.unsqueeze(-1) - (last.unsqueeze(-1) - place) % num_blocks
+        slots = (block.unsqueeze(-1) * b + torch.arange(b, device=last.device)).flatten(1) % old_ring
+        slots = nn.functional.pad(slots, (0, 1), value=old_ring)
+        slots = slots.unsqueeze(-1).expand(-1, -1, self.recent_inputs.shape[-1])
+        self.recent_inputs = self.recent_inputs.gather(1, slots)
+
+    def put_blocks(self, name: str, features: Tensor, context: CacheContext, written: Tensor | None = None) -> Tensor:
+        """
+        Stores `(B, M, F)`, one entry for each block that new tokens touch, under a name of `STATES`.
+
+        Args:
+            written: `(B, M)` bool, which of them; `None` for all that hold tokens.
+
+        Returns:
+            `(B, N, F)`: those of all blocks, the context's `num_blocks`.
+        """
+        state = self._state(name, self.capacity, features.shape[-1], like=features)
+        number = torch.arange(features.shape[1], device=features.device)
+        if written is None:
+            written = number <= context.last_block.unsqueeze(-1)
+        # No token ever stands in the last block of the context.
+        index = torch.where(written, context.first_block.unsqueeze(-1) + number, context.num_blocks - 1)
+        self._write(name, state, 1, index.unsqueeze(-1), features)
+        return getattr(self, name)[:, : context.num_blocks]
+
+    # Reading --------------------------------------------------------------------------------------------------------
+
+    def key_value_blocks(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache in its full capacity."""
+        return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in (self.keys, self.values))
+
+    def total_before(self, context: CacheContext) -> Tensor | None:
+        """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
+        if self.totals is None:
+            return None
+        index = (context.first_block - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.totals.shape[-1])
+        total = self.totals.gather(1, index).squeeze(1)
+        return total.masked_fill((context.first_block == 0).unsqueeze(-1), 0)
+
+    def column_sums(self, num_blocks: int) -> Tensor | None:
+        """`(B, G, T, num_blocks)`: what causal balancing goes on from."""
+        if self.columns is None:
+            return None
+        return _fit(self.columns, num_blocks, causal_floor(self.columns.dtype))
+
+    def open_row_of(self, num_blocks: int) -> Tensor | None:
+        """`(B, G, 1, num_blocks)`: the row of the sort matrix of the block being written; `None` in an empty cache."""
+        return None if self.open_row is None else _fit(self.open_row, num_blocks, 0.0).unsqueeze(2)
+
+    @property
+    def open_block(self) -> OpenBlock:
+        return OpenBlock(self.sorted_key, self.sorted_value, self.sorted_mask)
+
+    def keep_open_block(self, block: OpenBlock, row: Tensor) -> None:
+        """`row` `(B, G, N)`: the row of the sort matrix that gave `block`."""
+        for name, value in (*zip(("sorted_key", "sorted_value", "sorted_mask"), block), ("open_row", row)):
+            self.keep(name, value)
+
+    # Going back -----------------------------------------------------------------------------------------------------
+
+    def activate_past_recording(self) -> None:
+        """Keeps the inputs of all tokens from now to the next `crop`, so that it may go back to any of them."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """
+        Drops the last tokens of all rows; `tokens_to_remove` is 0 or negative, as everywhere in the library. Blocks
+        that were full may open again.
+
+        Raises:
+            ValueError: for a positive number.
+            RuntimeError: the inputs of a block that would open again are not kept any more. They are for the last
+                `RECENT_BLOCKS` blocks, and after `activate_past_recording` for all tokens since.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`crop` takes 0 or a negative number, got {tokens_to_remove}: -n removes the last n tokens."
+            )
+        if tokens_to_remove < 0 and self.is_initialized:
+            removed = self.cropped_tokens - tokens_to_remove
+            # Where padding may be among what is removed, more is left; that shows with the next mask, in `go_back`.
+            left = torch.where(self.counts == self.get_seq_length() + self.cropped_tokens, self.counts - removed, 0)
+            self._check_inputs_are_kept(left.clamp(min=0))
+            self.cropped_tokens = removed
+            self._uncount(-tokens_to_remove)
+        self.recorded_tokens = 0
+
+    def go_back(self, context: CacheContext) -> bool:
+        """
+        To be called before new tokens are stored. Takes notice of what `crop` removed since the last pass.
+
+        Returns:
+            Whether a block of any row opened again, or a block was dropped whole: then the balancing of later blocks
+            must be undone.
+        """
+        if self.cropped_tokens == 0:
+            return False
+        self._check_inputs_are_kept(context.past_counts)
+        self.cropped_tokens = 0
+        num_blocks, num_left = (
+            (counts + self.block_size - 1) // self.block_size for counts in (self.counts, context.past_counts)
+        )
+        self.keep("first_kept", torch.minimum(self.first_kept, num_left))
+        return self.open_row is not None and bool((num_left < num_blocks).any())
+
+    def _check_inputs_are_kept(self, counts: Tensor) -> None:
+        """Raises where rows of `counts` tokens would go on in a block whose inputs are gone."""
+        gone = (counts % self.block_size != 0) & (counts // self.block_size < self.first_kept)
+        if bool(gone.any()):
+            raise RuntimeError(
+                "`crop` goes back further than the cache kept the inputs that sorting needs. Call "
+                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a multiple "
+                f"of the block size ({self.block_size} tokens)."
+            )
+
+    # Rows of the batch ----------------------------------------------------------------------------------------------
+
+    def _on_rows(self, change) -> None:
+        for name in STATES:
+            state = getattr(self, name)
+            if state is not None:
+                setattr(self, name, change(state))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._on_rows(lambda state: state.index_select(0, beam_idx.to(state.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._on_rows(lambda state: state.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._on_rows(lambda state: state[indices])
+
+    # Moving to the CPU and back -------------------------------------------------------------------------------------
+
+    def offload(self) -> None:
+        self._on_rows(lambda state: state.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        if self.is_initialized:
+            self._on_rows(lambda state: state.to(self.device, non_blocking=True))
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: `append` makes every state when it is first written."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        raise TypeError(
+            f"{type(self).__name__} is filled by the model's attention, by `append`: keys and values alone do not tell "
+            "what sorting needs."
+        )
+
+
+class SinkhornDynamicLayer(_BlockStates, DynamicLayer):
+    """The cache of a `"sinkhorn_attention"` layer, growing with the text."""
+
+    _layer_type = "sinkhorn_attention"
+
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.reset()
+
+    def _capacity(self, num_blocks: int) -> int:
+        # A quarter more: each token is copied a few times in all, however long the text gets.
+        return num_blocks + num_blocks // 4 + 8
+
+    def _cumulative_length_on(self, device: torch.device) -> int:
+        return self.cumulative_length
+
+    def _uncount(self, num_tokens: int) -> None:
+        self.cumulative_length = max(self.cumulative_length - num_tokens, 0)
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def reset(self) -> None:
+        self._forget()
+        self.cumulative_length = 0
+
+
+class SinkhornStaticLayer(_BlockStates, StaticLayer):
+    """The same with room for `max_cache_len` tokens, whose tensors keep their places in memory."""
+
+    _layer_type = "sinkhorn_attention"
+
+    def __init__(self, max_cache_len: int, **kwargs):
+        super().__init__(max_cache_len)
+        self._forget()
+
+    def _capacity(self, num_blocks: int) -> int:
+        return self.num_blocks(self.block_size)
+
+    def num_blocks(self, block_size: int) -> int:
+        """Blocks of the cache, with one that never holds a token."""
+        return -(-self.max_cache_len // block_size) + 1
+
+    def keep(self, name: str, value: Tensor) -> None:
+        state = getattr(self, name)
+        if state is None:
+            value = value.clone(memory_format=torch.contiguous_format)
+            setattr(self, name, value)
+        elif _may_be_changed(state):
+            state.copy_(value)
+        else:
+            setattr(self, name, value)
+
+    def _cumulative_length_on(self, device: torch.device) -> Tensor:
+        self.batch_size = len(self.counts)
+        return self.cumulative_length.to(device)
+
+    def _uncount(self, num_tokens: int) -> None:
+        self.cumulative_length.sub_(num_tokens).clamp_(min=0)
+
+    def reset(self) -> None:
+        self._forget()
+        self.cumulative_length.zero_()
+
+
+class MixtureDynamicLayer(SinkhornDynamicLayer):
+    _layer_type = "mixture_attention"
+
+
+class MixtureStaticLayer(SinkhornStaticLayer):
+    _layer_type = "mixture_attention"
+
+
+# These could go back anywhere, and refuse what sorting layers refuse: else a `crop` would stop at the first of those, with
+# local layers before it cropped already.
+class LocalDynamicLayer(SinkhornDynamicLayer):
+    _layer_type = "local_attention"
+
+
+class LocalStaticLayer(SinkhornStaticLayer):
+    _layer_type = "local_attention"
+
+
+def check_cache(cache: Cache, layer_types: list[str], attention_mask: Tensor | None, inputs_embeds: Tensor) -> None:
+    """
+    Raises `ValueError` where a cache cannot go with a model of these layers, or with these inputs, `(B, L, E)` and the
+    mask of all tokens or `None` where there is no padding.
+    """
+    if set(layer_types) == {"full_attention"}:
+        return  # the library's own layers, which check themselves
+    kinds = [hasattr(layer, "make_room") for layer in cache.layers]
+    if kinds != [layer_type != "full_attention" for layer_type in layer_types] or getattr(cache, "offloading", False):
+        raise ValueError(
+            f"The model has layers of its own kinds of cache, and {cache!r} is not made for them: make it with "
+            "`DynamicCache(config=model.config)` or `StaticCache(config=model.config, max_cache_len=...)`, without "
+            "offloading."
+        )
+    lengths = [int(layer.get_seq_length()) for layer in cache.layers]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The layers of the cache hold {lengths} tokens: a `crop` was refused on the way; `reset()` it."
+        )
+    layer = next((layer for layer, ours in zip(cache.layers, kinds) if ours and layer.is_initialized), None)
+    if layer is None or lengths[0] == 0:
+        return
+    if len(layer.counts) != len(inputs_embeds):
+        raise ValueError(
+            f"The cache holds {len(layer.counts)} rows, but {len(inputs_embeds)} are given: bring it to as many by "
+            "`batch_select_indices` or `batch_repeat_interleave`, or start a new one."
+        )
+    if layer.cropped_tokens == 0:
+        counts = torch.full_like(layer.counts, lengths[0])
+        if attention_mask is not None:
+            counts = (attention_mask[:, : lengths[0]] != 0).sum(-1)
+        if bool((counts != layer.counts).any()):
+            raise ValueError(
+                f"`attention_mask` has {counts.tolist()} real tokens in the rows of the cache, which was filled with "
+                f"{layer.counts.tolist()}: give past tokens the mask that they were read with."
+            )

@@ -1,0 +1,273 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Block attention for a CPU, in less memory and time than rotating, sorting, joining and attending one after the other.
+
+Written as whole-tensor operations, block attention moves several copies of its input through main memory, and backward
+keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the cache, forward and
+backward, so that nothing of the size of the scores, of the joined keys or of gathered blocks is ever kept.
+
+Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a chunk,
+`K = (S + 1) * b` keys. Imports torch alone.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+# Tokens of a chunk. What a chunk needs should fit in a core's second-level cache; 256 to 1,024 are about equally fast.
+CHUNK_TOKENS = 512
+
+
+class Rotation(NamedTuple):
+    """Rotary tables, `(B or 1, N, b, D)` each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Mixed(NamedTuple):
+    """Softly sorted blocks, one beside each block, `(B, G, N, b, D)` each, and where they are taken to stand."""
+
+    key: Tensor
+    value: Tensor
+    rotation: Rotation
+
+
+class Gathered(NamedTuple):
+    """Hard sorting: the numbers of the blocks beside each block, and the weights (1) that they count with."""
+
+    index: Tensor  # (B, G, N, S)
+    weight: Tensor  # (B, G, N, S)
+
+
+def fits(query: Tensor) -> bool:
+    """Whether `block_attention` is the better choice for such a query: on a CPU, and not while a graph is made."""
+    return (
+        query.device.type == "cpu"
+        and query.dtype in (torch.float32, torch.float64)
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    )
+
+
+def block_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rotation: Rotation,
+    beside: Mixed | Gathered | None,
+    mask: Tensor | None,
+    scaling: float,
+) -> Tensor:
+    """
+    Attention of every block to [what is sorted beside it ; itself] in one softmax (design section 2.6).
+
+    Args:
+        query: `(B, N, b, H, D)`, not rotated yet.
+        key, value: `(B, G, N, b, D)`, not rotated yet; contiguous where blocks are gathered from them.
+        beside: what is sorted beside the blocks; `None` for nothing.
+        mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output for
+            a query that may see nothing is finite, and has no meaning.
+
+    Returns:
+        `(B, N, b, H, D)`.
+    """
+    if isinstance(beside, Mixed):
+        mixed_key, mixed_value, tables = beside
+        return _BlockAttention.apply(
+            query, key, value, mixed_key, mixed_value, None, None, mask, scaling, *rotation, *tables
+        )
+    index, weight = beside or (None, None)
+    return _BlockAttention.apply(query, key, value, None, None, weight, index, mask, scaling, *rotation, None, None)
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, mixed_key, mixed_value, weight, index, mask, scaling, *tables):
+        ctx.save_for_backward(query, key, value, mixed_key, mixed_value, weight, index, mask, *tables)
+        ctx.scaling = scaling
+        chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, scaling, *tables)
+        output = torch.empty_like(query)
+        for row, blocks in chunk.pieces():
+            queries, _, values, weights = chunk.load(row, blocks)
+            attended = torch.bmm(weights, values, out=queries)
+            output[row, blocks].transpose(1, 2).copy_(chunk.by_head(attended))
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_output):
+        query, key, value, mixed_key, mixed_value, weight, index, mask, *tables = ctx.saved_tensors
+        chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, ctx.scaling, *tables)
+        grads = _Gradients(chunk, weight)
+        buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.values, chunk.weights)]
+        for row, blocks in chunk.pieces():
+            queries, keys, values, weights = chunk.load(row, blocks)
+            upstream, grad_values, grad_weights = (
+                buffer.view(-1, *x.shape[1:])[: len(x)] for buffer, x in zip(buffers, (queries, values, weights))
+            )
+            chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
+            torch.bmm(weights.mT, upstream, out=grad_values)
+            torch.bmm(upstream, values.mT, out=grad_weights)
+            # What is not needed any more makes room, so that all of this stays in the cache.
+            grad_scores = torch.ops.aten._softmax_backward_data.out(
+                grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
+            )
+            grad_queries = torch.baddbmm(upstream, grad_scores, keys, beta=0, alpha=ctx.scaling, out=upstream)
+            if index is not None:
+                grads.store_weight(row, blocks, grad_values, values, add=False)
+            grad_keys = torch.baddbmm(values, grad_scores.mT, queries, beta=0, alpha=ctx.scaling, out=values)
+            if index is not None:
+                grads.store_weight(row, blocks, grad_keys, keys, add=True)
+            grads.store(row, blocks, grad_queries, grad_keys, grad_values)
+        return grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight, *[None] * 7
+
+
+class _Chunk:
+    """A few blocks of one row at a time, in buffers."""
+
+    def __init__(self, query, key, value, mixed_key, mixed_value, index, mask, scaling, *tables):
+        self.query, self.key, self.value = query, key, value
+        self.mixed_key, self.mixed_value, self.index = mixed_key, mixed_value, index
+        self.mask, self.scaling = mask, scaling
+        self.rotation, self.mixed_rotation = Rotation(*tables[:2]), Rotation(*tables[2:])
+        _, self.num_blocks, self.block_size, heads, width = query.shape
+        self.num_groups = key.shape[1]
+        num_sorted = 0 if mixed_key is None else 1
+        if index is not None:
+            num_sorted = index.shape[-1]
+        self.num_sorted = num_sorted * self.block_size
+        self.size = max(1, min(self.num_blocks, CHUNK_TOKENS // self.block_size))
+        num_keys = self.num_sorted + self.block_size
+        self.queries = query.new_empty(self.size, heads, self.block_size, width)
+        self.keys = query.new_empty(self.size, self.num_groups, num_keys, width)
+        self.values = torch.empty_like(self.keys)
+        # The query heads of one key/value head are rows of one matrix.
+        num_rows = heads // self.num_groups * self.block_size
+        self.weights = query.new_empty(self.size * self.num_groups, num_rows, num_keys)
+
+    def pieces(self) -> Iterator[tuple[int, slice]]:
+        """Rows of the batch, and the blocks of each chunk."""
+        for row in range(len(self.query)):
+            for start in range(0, self.num_blocks, self.size):
+                yield row, slice(start, min(start + self.size, self.num_blocks))
+
+    def load(self, row: int, blocks: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries `(n * G, r * b, D)`, keys and values `(n * G, K, D)`, rotated, and weights `(n * G, r * b, K)`."""
+        n = blocks.stop - blocks.start
+        queries, keys, values = self.queries[:n], self.keys[:n], self.values[:n]
+        tables = self.tables(row, blocks)
+        _rotate(queries, self.query[row, blocks].transpose(1, 2), *tables)
+        _rotate(keys[:, :, self.num_sorted :], self.key[row, :, blocks].transpose(0, 1), *tables)
+        values[:, :, self.num_sorted :].copy_(self.value[row, :, blocks].transpose(0, 1))
+        if self.num_sorted:
+            if self.index is None:
+                sorted_key, sorted_value = (
+                    x[row, :, blocks].transpose(0, 1) for x in (self.mixed_key, self.mixed_value)
+                )
+            else:
+                source = self.sources(row, blocks)
+                gathered = (_as_rows(x[row]).index_select(0, source) for x in (self.key, self.value))
+                sorted_key, sorted_value = (x.view(n, self.num_groups, self.num_sorted, -1) for x in gathered)
+            _rotate(keys[:, :, : self.num_sorted], sorted_key, *self.sorted_tables(row, blocks))
+            values[:, :, : self.num_sorted].copy_(sorted_value)
+        queries = queries.view(n * self.num_groups, -1, queries.shape[-1])
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        scores = self.weights[: len(queries)]
+        torch.baddbmm(scores, queries, keys.mT, beta=0, alpha=self.scaling, out=scores)
+        mask = None if self.mask is None else self.mask[row if len(self.mask) > 1 else 0, blocks]
+        if mask is not None and not mask.all():
+            mask = mask.unsqueeze(2)  # (n, 1 or G, 1, 1 or b, K)
+            by_query = scores.view(n, self.num_groups, -1, self.block_size, scores.shape[-1])
+            by_query.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+        return queries, keys, values, torch.softmax(scores, -1, out=scores)
+
+    def sources(self, row: int, blocks: slice) -> Tensor:
+        """`(n * G * S,)` of the `G * N` blocks of a row, those that stand beside the blocks."""
+        first = torch.arange(self.num_groups, device=self.index.device).view(-1, 1, 1) * self.num_blocks
+        return (self.index[row, :, blocks] + first).transpose(0, 1).flatten()
+
+    def tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
+        """`(n, 1, b, D)` each."""
+        return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.rotation)
+
+    def sorted_tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
+        """`(n, 1 or G, S * b, D)` each: of gathered blocks, those of their true positions."""
+        if self.index is None:
+            return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.mixed_rotation)
+        index = self.index[row, :, blocks].transpose(0, 1)
+        tables = (x[row if len(x) > 1 else 0] for x in self.rotation)
+        return tuple(x.index_select(0, index.flatten()).view(*index.shape[:2], self.num_sorted, -1) for x in tables)
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """`(n * G, r * b, D)` to `(n, H, b, D)`."""
+        return x.view(-1, *self.queries.shape[1:])
+
+    def by_group(self, x: Tensor) -> Tensor:
+        """`(n * G, K, D)` to `(n, G, K, D)`."""
+        return x.view(-1, *self.keys.shape[1:])
+
+
+class _Gradients:
+    """Of the inputs, filled chunk by chunk."""
+
+    def __init__(self, chunk: _Chunk, weight: Tensor | None):
+        self.chunk = chunk
+        self.query = torch.empty_like(chunk.query)
+        self.mixed_key = self.mixed_value = self.weight = None
+        if chunk.index is None:
+            self.key, self.value = torch.empty_like(chunk.key), torch.empty_like(chunk.value)
+        else:  # a block may be read by many
+            self.key, self.value = torch.zeros_like(chunk.key), torch.zeros_like(chunk.value)
+            self.weight = torch.empty_like(weight)
+        if chunk.mixed_key is not None:
+            self.mixed_key, self.mixed_value = torch.empty_like(chunk.mixed_key), torch.empty_like(chunk.mixed_value)
+
+    def store(self, row: int, blocks: slice, queries: Tensor, keys: Tensor, values: Tensor) -> None:
+        """The gradients of what `_Chunk.load` gave."""
+        chunk, cut = self.chunk, self.chunk.num_sorted
+        cos, sin = chunk.tables(row, blocks)
+        keys, values = chunk.by_group(keys), chunk.by_group(values)
+        _rotate(self.query[row, blocks].transpose(1, 2), chunk.by_head(queries), cos, sin, back=True)
+        key, value = (x[row, :, blocks].transpose(0, 1) for x in (self.key, self.value))
+        if chunk.index is None:
+            _rotate(key, keys[:, :, cut:], cos, sin, back=True)
+            value.copy_(values[:, :, cut:])
+        else:
+            key.add_(_rotate(torch.empty_like(key), keys[:, :, cut:], cos, sin, back=True))
+            value.add_(values[:, :, cut:])
+        if not cut:
+            return
+        cos, sin = chunk.sorted_tables(row, blocks)
+        if chunk.index is None:
+            key, value = (x[row, :, blocks].transpose(0, 1) for x in (self.mixed_key, self.mixed_value))
+            _rotate(key, keys[:, :, :cut], cos, sin, back=True)
+            value.copy_(values[:, :, :cut])
+            return
+        source = chunk.sources(row, blocks)
+        turned = _rotate(torch.empty_like(keys[:, :, :cut]), keys[:, :, :cut], cos, sin, back=True)
+        for total, grad in ((self.key, turned), (self.value, values[:, :, :cut])):
+            _as_rows(total[row]).index_add_(0, source, grad.reshape(len(source), -1))
+
+    def store_weight(self, row: int, blocks: slice, grad: Tensor, gathered: Tensor, add: bool) -> None:
+        """The part of the gradient of the weights that came through the keys, or the values, that they multiplied."""
+        grad, gathered = (self.chunk.by_group(x)[:, :, : self.chunk.num_sorted] for x in (grad, gathered))
+        part = (gathered * grad).unflatten(2, (-1, self.chunk.block_size)).sum((-1, -2)).transpose(0, 1)  # (G, n, S)
+        target = self.weight[row, :, blocks]
+        target.copy_(target + part if add else part)
+
+
+def _as_rows(blocks: Tensor) -> Tensor:
+    """`(G, N, b, D)` to one row per block, a view."""
+    return blocks.view(blocks.shape[0] * blocks.shape[1], -1)
+
+
+def _rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+    """`apply_rotary` of `x`, or its transpose (`back`), written into `out`, which may be a view."""
+    half, sign = x.shape[-1] // 2, -1 if back else 1
+    torch.mul(x, cos, out=out)
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:], value=sign)
+    return out
