@@ -20,7 +20,7 @@ import yaml
 from card_checks import check_card
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCardData, eval_result_entries_to_yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from recipes import BOOKS_ENCODER, CAUSAL_LM, CLASSIFIER, ENCODER, RECIPES
+from recipes import BOOKS_ENCODER, CAUSAL_LM, CLASSIFIER, ENCODER, MADE_FROM, RECIPES
 from transformers import HfArgumentParser
 from user_errors import UserError
 
@@ -125,7 +125,7 @@ def card(name: str, results: dict) -> str:
             for on_books in (False, True)
             if recipe.evaluate_on_books or not on_books
         ],
-        "base_model": f"USER/{ENCODER}",
+        "base_model": base_model(name),
         "source": source,
         "score_paths": score_paths,
         "quote": lambda text: text.replace("\n", "\n> "),
@@ -134,6 +134,10 @@ def card(name: str, results: dict) -> str:
     text = "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
     text = re.sub(r"\n{3,}", "\n\n", text)  # templates leave empty lines around their blocks
     return re.sub(r"\n+```\n", "\n```\n", re.sub(r"```(\w+)\n+", r"```\1\n", text))
+
+
+def base_model(name: str) -> str | None:
+    return f"USER/{MADE_FROM[name]}" if name in MADE_FROM else None
 
 
 def metadata(name: str, results: dict) -> str:
@@ -158,7 +162,7 @@ def metadata(name: str, results: dict) -> str:
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag=task,
-        base_model=f"USER/{ENCODER}" if name in (CLASSIFIER, BOOKS_ENCODER) else None,
+        base_model=base_model(name),
         datasets=[ADDRESSES, BOOKS] if name == BOOKS_ENCODER else [ADDRESSES],
         metrics=[METRICS[metric][0] for metric in test_scores(name, results)[ADDRESSES]],
         tags=["sinkhorn", "sparse-attention", "long-context", "custom_code"],

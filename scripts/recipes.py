@@ -24,6 +24,7 @@ class Recipe:
 
 ENCODER, CLASSIFIER, CAUSAL_LM = "sinkhorn-sotu-encoder", "sinkhorn-sotu-party", "sinkhorn-sotu-lm"
 BOOKS_ENCODER = "sinkhorn-books-encoder"
+MADE_FROM = {BOOKS_ENCODER: ENCODER, CLASSIFIER: BOOKS_ENCODER}
 
 EVALUATE_ENCODER = "--do_eval --hold_out classification --max_seq_length 2048"
 EVALUATE_ENCODER_ON_BOOKS = (
@@ -32,7 +33,7 @@ EVALUATE_ENCODER_ON_BOOKS = (
 )
 
 RECIPES = {
-    # Read by `run_classification.py` afterwards, so it leaves out the addresses that those documents are tested on.
+    # Both are read by `run_classification.py` afterwards, so they leave out the addresses that it tests on.
     ENCODER: Recipe(
         auto_class="AutoModelForMaskedLM",
         script="scripts/run_mlm.py",
@@ -55,7 +56,7 @@ RECIPES = {
     CLASSIFIER: Recipe(
         auto_class="AutoModelForSequenceClassification",
         script="scripts/run_classification.py",
-        train=f"--model_name_or_path checkpoints/{ENCODER} --skip_baselines --learning_rate 1e-3 --num_train_epochs 4 "
+        train=f"--model_name_or_path checkpoints/{BOOKS_ENCODER} --skip_baselines --learning_rate 1e-3 --num_train_epochs 4 "
         "--config_overrides hidden_dropout=0.1 --bf16 --use_cpu",
         evaluate="--do_predict",
     ),
