@@ -1034,7 +1034,14 @@ def test_control_c(hub, folder, name, tmp_path):
         released.wait(60)
 
     with hub.fault("PUT", "^/storage/", first=hold):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        # As from a terminal: where the tests run in a shell's background, the signal is ignored, by children too.
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         assert arrived.wait(60)
         process.send_signal(signal.SIGINT)
         errors = process.communicate(timeout=60)[1]
