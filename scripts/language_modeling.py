@@ -18,7 +18,7 @@ from flags import of_the_training, parse, remember
 from lm_data import LanguageModelingDataArguments, load_documents, to_chunks
 from model_choice import ModelArguments, dataset_options, load_config, load_tokenizer, load_weights, longest_input
 from resuming import Clock, find_checkpoint, resumes, resumes_from_the_last
-from run_record import COMMIT, provenance, write_json
+from run_record import COMMIT, command, provenance, write_json
 from torch import Tensor
 from training_defaults import SmallModelTrainingArguments
 from transformers import (
@@ -249,7 +249,7 @@ def report(
     part = "test" if "test" in chunks else "validation"
     run = {
         **provenance(),
-        "command": [f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]],
+        "command": command(),
         "data": {"split_seed": data_args.split_seed} | {name: len(rows) for name, rows in chunks.items()},
         "part": part,
         "seed": training_args.seed,

@@ -27,7 +27,7 @@ from datasets import DatasetDict, load_dataset
 from flags import parse, remember
 from model_choice import ModelArguments, dataset_options, load_config, load_tokenizer, load_weights, longest_input
 from resuming import Clock, find_checkpoint, resumes
-from run_record import provenance, write_json
+from run_record import command, provenance, write_json
 from sotu import load_passages
 from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
 from training_defaults import SmallModelTrainingArguments
@@ -322,7 +322,7 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
         scores["this model"] = {name: values[name] for name in shown if name in values}
     run = {
         **provenance(),
-        "command": ["scripts/run_classification.py", *sys.argv[1:]],
+        "command": command(),
         "config": trainer.model.config.to_dict(),
         "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
         | {name: len(rows) for name, rows in task.splits.items()},

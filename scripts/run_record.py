@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -27,6 +28,20 @@ def provenance() -> dict:
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def command() -> list[str]:
+    """The script and its flags, as they were called; without the values of tokens, since records are shown around."""
+    told, secret = [f"scripts/{Path(sys.argv[0]).name}"], False
+    for argument in sys.argv[1:]:
+        name, separator, _ = argument.partition("=")
+        is_token = name.replace("-", "_") in ("__token", "__hub_token")
+        if secret:
+            told.append("***")
+        else:
+            told.append(f"{name}=***" if is_token and separator else argument)
+        secret = is_token and not separator
+    return told
 
 
 def write_json(path: Path, content: dict) -> None:

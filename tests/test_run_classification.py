@@ -273,6 +273,19 @@ def test_flags_given(monkeypatch, tmp_path):
     assert (tmp_path / "out" / "run.json").exists()
 
 
+def test_tokens_are_not_in_records(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPTS)
+    import run_record
+
+    for flags, told in (
+        (["--token", "hf_secret", "--seed", "1"], ["--token", "***", "--seed", "1"]),
+        (["--hub-token=hf_secret"], ["--hub-token=***"]),
+        (["--tokenizer_name", "x"], ["--tokenizer_name", "x"]),
+    ):
+        monkeypatch.setattr("sys.argv", ["/somewhere/run_clm.py", *flags])
+        assert run_record.command() == ["scripts/run_clm.py", *told]
+
+
 def test_the_commit_is_that_of_the_start(monkeypatch):
     monkeypatch.syspath_prepend(SCRIPTS)
     import run_record
