@@ -55,7 +55,9 @@ def write_json(path: Path, content: dict) -> None:
 def _commit() -> str | None:
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or None
+    return result.stdout.strip() or os.environ.get(
+        "SOURCE_COMMIT"
+    )  # of a copy without a repository, as its maker says
 
 
 # Read when the code is, as the folder may be at another commit when a long run ends.

@@ -26,6 +26,10 @@ os.environ.update(
     WANDB_DISABLED="true",
     CUDA_VISIBLE_DEVICES=os.environ.get("SINKHORN_TEST_DEVICES", ""),  # the tests' numbers are for the CPU
 )
+if not os.environ["CUDA_VISIBLE_DEVICES"]:
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # the kernels for a GPU run on the CPU; Triton's own functions ask for it, too
+    )
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402

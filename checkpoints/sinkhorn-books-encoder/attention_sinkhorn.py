@@ -310,8 +310,8 @@ class SinkhornAttention(nn.Module):
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         blocks = to_blocks(hidden_states, context.grid)
         query, key, value = self._project(blocks)
-        if cache is None and self._attends_in_chunks(query, kwargs):
-            output, sort_matrix = self._attend_in_chunks(blocks, query, key, value, context)
+        if cache is None and self._attends_by_kernel(query, kwargs):
+            output, sort_matrix = self._attend_by_kernel(blocks, query, key, value, context)
             return from_blocks(self.o_proj(output.flatten(-2)), context.grid), None, sort_matrix
         cos, sin = context.cos.unsqueeze(-2), context.sin.unsqueeze(-2)
         query, rotated_key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
@@ -510,7 +510,7 @@ class SinkhornAttention(nn.Module):
 
     # Attending ------------------------------------------------------------------------------------------------------
 
-    def _attends_in_chunks(self, query: Tensor, kwargs: dict[str, Any]) -> bool:
+    def _attends_by_kernel(self, query: Tensor, kwargs: dict[str, Any]) -> bool:
         config = self.config
         return (
             fits(query)
@@ -520,11 +520,11 @@ class SinkhornAttention(nn.Module):
             and not (self.training and config.attention_dropout > 0)
         )
 
-    def _attend_in_chunks(
+    def _attend_by_kernel(
         self, blocks: Tensor, query: Tensor, key: Tensor, value: Tensor, context: BlockContext
     ) -> tuple[Tensor, Tensor | None]:
         """
-        What `_block_attention` does, for whole rows, and faster on a CPU.
+        What `_block_attention` does, for whole rows, and faster.
 
         Args:
             blocks: `(B, N, b, E)`, the layer's input; `query` `(B, N, b, H, D)`, `key` and `value` `(B, N, b, G, D)`, not
@@ -537,7 +537,8 @@ class SinkhornAttention(nn.Module):
         key, value = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
         if self.sorts:
             sort_matrix = self.sort_net(blocks, context)
-            key, value = key.contiguous(), value.contiguous()  # read twice, by sorting and by attention
+            if key.device.type == "cpu":
+                key, value = key.contiguous(), value.contiguous()  # read twice, by sorting and by attention
             if self.mixes_keys:
                 mixed = self._mix(sort_matrix, key, value, context)
                 beside = Mixed(*mixed, Rotation(context.sorted_cos, context.sorted_sin))

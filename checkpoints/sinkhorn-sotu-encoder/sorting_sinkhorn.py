@@ -5,7 +5,7 @@ the block grid, block descriptors, Sinkhorn balancing in both kinds, and the sof
 
 Shape letters: `B` rows of the batch, `L` tokens, `b` tokens per block, `N` blocks, `G` key/value heads, `D` head
 dimension, `S` sorted blocks per block. `i` is a destination block, `j` a source block, `t` a slot inside a block.
-Imports torch alone.
+Imports torch, and for balancing on a GPU `triton_sinkhorn.py`.
 """
 
 import math
@@ -15,6 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+try:  # a folder on the Hub, or any package
+    from .triton_sinkhorn import balance as balance_on_gpu
+    from .triton_sinkhorn import runs_on
+except ImportError:
+    try:  # flat modules, as installed
+        from triton_sinkhorn import balance as balance_on_gpu
+        from triton_sinkhorn import runs_on
+    except ImportError:  # Triton comes with torch where torch is built for a GPU
+        balance_on_gpu = runs_on = None
 
 
 EQUAL = 1e-4  # weights of a sort matrix that differ by less than this part of themselves count as equal
@@ -268,7 +279,10 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
     Returns:
         `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
     """
-    return _SinkhornBalance.apply(_mask_logits(logits, allowed), iterations, allowed is not None)
+    logits = _mask_logits(logits, allowed)
+    if balance_on_gpu is not None and runs_on(logits) and logits.dtype == torch.float32:
+        return balance_on_gpu(logits, iterations)
+    return _SinkhornBalance.apply(logits, iterations, allowed is not None)
 
 
 class _SinkhornBalance(torch.autograd.Function):

@@ -1,13 +1,14 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Block attention for a CPU, in less memory and time than rotating, sorting, joining and attending one after the other.
+Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU here,
+for a GPU in `triton_sinkhorn.py`.
 
 Written as whole-tensor operations, block attention moves several copies of its input through main memory, and backward
 keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the cache, forward and
 backward, so that nothing of the size of the scores, of the joined keys or of gathered blocks is ever kept.
 
 Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a chunk,
-`K = (S + 1) * b` keys. Imports torch alone.
+`K = (S + 1) * b` keys.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+try:  # a folder on the Hub, or any package
+    from .triton_sinkhorn import block_attention as attend_on_gpu
+    from .triton_sinkhorn import takes as gpu_takes
+except ImportError:
+    try:  # flat modules, as installed
+        from triton_sinkhorn import block_attention as attend_on_gpu
+        from triton_sinkhorn import takes as gpu_takes
+    except ImportError:  # Triton comes with torch where torch is built for a GPU
+        attend_on_gpu = gpu_takes = None
 
 
 # Tokens of a chunk. What a chunk needs should fit in a core's second-level cache; 256 to 1,024 are about equally fast.
@@ -44,7 +56,12 @@ class Gathered(NamedTuple):
 
 
 def fits(query: Tensor) -> bool:
-    """Whether `block_attention` is the better choice for such a query: on a CPU, and not while a graph is made."""
+    """
+    Whether `block_attention` is the better choice for such a query `(B, N, b, H, D)`: on a CPU in wide types, but not while
+    a graph is made; on a GPU, where its kernels take these sizes, but not in a graph for elsewhere.
+    """
+    if query.is_cuda:
+        return gpu_takes is not None and gpu_takes(query)
     return (
         query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
@@ -74,6 +91,9 @@ def block_attention(
     Returns:
         `(B, N, b, H, D)`.
     """
+    if query.is_cuda:
+        mixed, gathered = (beside if isinstance(beside, kind) else None for kind in (Mixed, Gathered))
+        return attend_on_gpu(query, key, value, rotation, mixed, gathered, mask, scaling)
     if isinstance(beside, Mixed):
         mixed_key, mixed_value, tables = beside
         return _BlockAttention.apply(

@@ -1,0 +1,96 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+The kernels for a GPU compute what the torch path and the formula do, gradients included. Where there is no GPU, Triton's
+interpreter runs them on the CPU, which tells whether they are right, not whether they compile.
+"""
+
+import pytest
+import torch
+from helpers import assert_close
+from test_kernels import formula, random, rotation
+
+import sorting_sinkhorn
+from kernels_sinkhorn import Gathered, Mixed
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+import triton_sinkhorn  # noqa: E402
+
+
+@pytest.mark.parametrize("num_blocks", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("iterations", [0, 1, 5])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("whole", [0, 128])
+def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
+    monkeypatch.setattr(triton_sinkhorn, "WHOLE", whole)
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 3, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
+    allowed = None
+    if masked:
+        has_tokens = torch.rand(2, num_blocks, device=DEVICE) < 0.7  # rows and columns that allow nothing
+        allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
+    expected = sorting_sinkhorn.sinkhorn_balance(logits.double(), allowed, iterations)
+    masked_logits = logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+    actual = triton_sinkhorn.balance(masked_logits, iterations)
+    assert_close(actual.double(), expected, 1e-5)
+    upstream = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad(expected, logits, upstream)
+    (grad,) = torch.autograd.grad(actual, logits, upstream.float())
+    assert_close(grad, expected_grad, 1e-4)
+
+
+# Rows, blocks, slots, query heads, key/value heads, width.
+SIZES = [(1, 1, 16, 2, 2, 32), (2, 5, 16, 4, 2, 32), (2, 3, 32, 3, 1, 64)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
+@pytest.mark.parametrize("shared_tables", [False, True])
+def test_block_attention(sizes, kind, masked, shared_tables):
+    torch.manual_seed(0)
+    batch, blocks, b, heads, groups, width = sizes
+    query, (key, value) = (
+        random(batch, blocks, b, heads, width),
+        (random(batch, groups, blocks, b, width) for _ in "kv"),
+    )
+    tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
+    inputs, beside, num_beside = [query, key, value], None, 0
+    if kind == "mixed":
+        mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
+        beside, num_beside = Mixed(*mixed, tables[1]), 1
+        inputs += mixed
+    elif kind == "gathered":
+        num_beside = 2
+        index = torch.randint(blocks, (batch, groups, blocks, num_beside))
+        beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+        inputs.append(beside.weight)
+    mask = None
+    if masked == "keys":
+        mask = torch.rand(batch, blocks, 1, 1, (num_beside + 1) * b) < 0.7
+        mask[..., -1] = True
+    elif masked == "queries":
+        mask = torch.rand(batch, blocks, groups, b, (num_beside + 1) * b) < 0.7
+        mask[..., -b:] |= torch.eye(b, dtype=torch.bool)
+    expected = formula(query, key, value, tables[0], beside, mask, 0.3)
+    upstream = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+
+    def single(x):
+        return x.detach().to(DEVICE, torch.float32).requires_grad_(x.requires_grad)
+
+    inputs = [single(x) for x in inputs]
+    tables = [tuple(single(x) for x in table) for table in tables]
+    actual = triton_sinkhorn.block_attention(
+        *inputs[:3],
+        tables[0],
+        (*inputs[3:5], tables[1]) if kind == "mixed" else None,
+        (beside.index.to(DEVICE), inputs[3]) if kind == "gathered" else None,
+        None if mask is None else mask.to(DEVICE),
+        0.3,
+    )
+    assert_close(actual.cpu().double(), expected, 1e-5)
+    grads = torch.autograd.grad(actual, inputs, single(upstream))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad.cpu().double(), expected_grad, 1e-4)
