@@ -40,6 +40,33 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
     assert_close(grad, expected_grad, 1e-4)
 
 
+@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (2, 0), (2, 1), (11, 1), (10, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity", [False, True])
+def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch):
+    torch.manual_seed(0)
+    if DEVICE == "cpu":  # the interpreter scans one entry after the other
+        for name in ("ROWS", "COLUMNS"):
+            monkeypatch.setattr(triton_sinkhorn, name, triton_sinkhorn.tl.constexpr(4))
+    logits = (3 * torch.randn(2, 1, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
+    allowed = torch.ones(num_blocks, num_blocks, dtype=torch.bool, device=DEVICE).tril(-1).expand(2, 1, -1, -1)
+    if masked:  # documents in one row, and empty blocks
+        document = torch.randint(3, (2, num_blocks), device=DEVICE).sort(-1).values
+        allowed = allowed & sorting_sinkhorn.same_document(document, document).unsqueeze(1)
+        allowed = allowed & (torch.rand(2, 1, 1, num_blocks, device=DEVICE) < 0.7)
+    expected, sums = sorting_sinkhorn.causal_sinkhorn_balance(logits.double(), allowed, iterations, capacity=capacity)
+    masked_logits = logits.masked_fill(~allowed, float("-inf"))
+    actual, actual_sums = triton_sinkhorn.balance_causally(masked_logits, iterations, capacity)
+    assert_close(actual.double(), expected, 1e-5)
+    known = sums > sorting_sinkhorn.causal_floor(torch.float32)
+    assert_close(actual_sums.double().masked_fill(~known, 0), sums.masked_fill(~known, 0), 1e-5)
+    assert (actual_sums[~known] == float("-inf")).all()
+    upstream = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad(expected, logits, upstream)
+    (grad,) = torch.autograd.grad(actual, logits, upstream.float())
+    assert_close(grad, expected_grad, 1e-4)
+
+
 # Rows, blocks, slots, query heads, key/value heads, width.
 SIZES = [(1, 1, 16, 2, 2, 32), (2, 5, 16, 4, 2, 32), (2, 3, 32, 3, 1, 64)]
 

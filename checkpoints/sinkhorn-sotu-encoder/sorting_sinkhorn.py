@@ -19,13 +19,18 @@ from torch.utils.checkpoint import checkpoint
 
 try:  # a folder on the Hub, or any package
     from .triton_sinkhorn import balance as balance_on_gpu
+    from .triton_sinkhorn import balance_causally as balance_causally_on_gpu
     from .triton_sinkhorn import runs_on
 except ImportError:
     try:  # flat modules, as installed
         from triton_sinkhorn import balance as balance_on_gpu
+        from triton_sinkhorn import balance_causally as balance_causally_on_gpu
         from triton_sinkhorn import runs_on
     except ImportError:  # Triton comes with torch where torch is built for a GPU
-        balance_on_gpu = runs_on = None
+        balance_on_gpu = balance_causally_on_gpu = None
+
+        def runs_on(x: Tensor) -> bool:
+            return False
 
 
 EQUAL = 1e-4  # weights of a sort matrix that differ by less than this part of themselves count as equal
@@ -280,7 +285,7 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
         `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
     """
     logits = _mask_logits(logits, allowed)
-    if balance_on_gpu is not None and runs_on(logits) and logits.dtype == torch.float32:
+    if runs_on(logits) and logits.dtype == torch.float32:
         return balance_on_gpu(logits, iterations)
     return _SinkhornBalance.apply(logits, iterations, allowed is not None)
 
@@ -307,7 +312,7 @@ class _SinkhornBalance(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        logits, *potentials, column, row = ctx.saved_tensors
+        logits, *potentials, column, row = list(ctx.saved_tensors)
         # d logsumexp(z) is softmax(z), and every softmax met here is exp(logits - row - column) for the pair of
         # potentials of that moment.
         matrix = (logits - row - column).exp()
@@ -351,6 +356,8 @@ def causal_sinkhorn_balance(
     Returns:
         `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
     """
+    if columns is None and runs_on(logits) and logits.dtype == torch.float32:
+        return balance_causally_on_gpu(_mask_logits(logits, allowed), iterations, capacity)
     arguments = (logits, allowed.expand_as(logits), iterations, columns, capacity)
     if torch.is_grad_enabled() and logits.requires_grad:
         # Computed again for the backward pass: otherwise each iteration would keep matrices of `n * N`.

@@ -32,6 +32,7 @@ KEPT, SUMMED = (
     tl.constexpr(16),
     tl.constexpr(128),
 )  # of a tile beyond it: sums of so many lines, so many entries at a time
+ROWS, COLUMNS = tl.constexpr(64), tl.constexpr(16)  # of a tile of causal balancing
 UNSEEN = tl.constexpr(-1e30)  # stands for minus infinity, so that a row that sees nothing is finite
 
 
@@ -288,6 +289,177 @@ def _collect(
     of_matrix = tl.load(grad + entry, mask=inside, other=0.0)
     total += tl.exp(x - row[:, None] - column[None, :]) * (grad_row[:, None] + of_matrix)
     tl.store(grad_logits + entry, total, mask=inside)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Causal balancing: a column's normaliser in row `i` sums over the rows up to `i`, so it is a scan along the rows
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[Tensor, Tensor]:
+    """
+    `causal_sinkhorn_balance` of `(B, G, N, N)` float32 logits of whole rows, minus infinity where a pair is not allowed.
+    Backward keeps the logits alone, and computes the rest again.
+
+    Returns:
+        The balanced matrix, rows that allow nothing 0; and the logarithms of the columns' sums after the last row,
+        `(B, G, T, N)`, through which nothing is learned.
+    """
+    batch, groups, num_blocks, _ = logits.shape
+    matrix, sums = _balance_causally(logits.flatten(0, 1).contiguous(), iterations, capacity)
+    return matrix.view_as(logits), sums.view(batch, groups, iterations, num_blocks)
+
+
+@torch.library.custom_op("sinkhorn::balance_causally", mutates_args=())
+def _balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[Tensor, Tensor]:
+    """`(M, N, N)` to the balanced matrix, and the columns' sums `(M, T, N)`."""
+    num_matrices, num_blocks, _ = logits.shape
+    sums = logits.new_empty(num_matrices, iterations, num_blocks)
+    balanced = logits.clone()
+    for step in range(iterations):
+        _causal_step(balanced, balanced, sums[:, step], capacity)
+    return (balanced - _line_sums(balanced).unsqueeze(-1)).exp_(), sums
+
+
+@torch.library.custom_op("sinkhorn::balance_causally_backward", mutates_args=())
+def _balance_causally_backward(grad: Tensor, logits: Tensor, iterations: int, capacity: bool) -> Tensor:
+    num_matrices, num_blocks, _ = logits.shape
+    after, rows = [logits], []  # what each iteration leaves, and the row sums that it begins with
+    sums = logits.new_empty(num_matrices, num_blocks)
+    for _ in range(iterations):
+        after.append(torch.empty_like(logits))
+        rows.append(_causal_step(after[-2], after[-1], sums, capacity))
+    rows.append(_line_sums(after[-1]))
+    upstream, grid = grad * (after[-1] - rows[-1].unsqueeze(-1)).exp_(), _tiles_of_columns(logits)
+    for step in range(iterations - 1, -1, -1):
+        _causal_pull[grid](
+            after[step], after[step + 1], rows[step], rows[step + 1], upstream, upstream.sum(-1), upstream, num_blocks,
+            CAPACITY=capacity,
+        )  # fmt: skip
+    return upstream.sub_((logits - rows[0].unsqueeze(-1)).exp_().mul_(upstream.sum(-1, keepdim=True)))
+
+
+@_balance_causally.register_fake
+def _(logits, iterations, capacity):
+    return torch.empty_like(logits), logits.new_empty(logits.shape[0], iterations, logits.shape[1])
+
+
+@_balance_causally_backward.register_fake
+def _(grad, logits, iterations, capacity):
+    return torch.empty_like(logits)
+
+
+def _keep_logits(ctx, inputs, output):
+    logits, ctx.iterations, ctx.capacity = inputs
+    ctx.save_for_backward(logits)
+
+
+def _through_causal_balancing(ctx, grad, _):
+    return _balance_causally_backward(grad.contiguous(), *ctx.saved_tensors, ctx.iterations, ctx.capacity), None, None
+
+
+_balance_causally.register_autograd(_through_causal_balancing, setup_context=_keep_logits)
+
+
+def _line_sums(logits: Tensor) -> Tensor:
+    """logsumexp over each row, `(M, N)`."""
+    num_matrices, num_blocks, _ = logits.shape
+    result, nothing = logits.new_empty(num_matrices, num_blocks), logits.new_zeros(num_matrices, num_blocks)
+    grid = (triton.cdiv(num_blocks, KEPT.value), num_matrices)
+    _sum_lines[grid](logits, nothing, result, num_blocks, num_blocks, 1)
+    return result
+
+
+def _causal_step(logits: Tensor, result: Tensor, sums: Tensor, capacity: bool) -> Tensor:
+    """One iteration, from `logits` to `result`, which may be the same tensor; returns the row sums."""
+    rows = _line_sums(logits)
+    num_blocks, stride = logits.shape[-1], sums.stride(0)
+    _accumulate_columns[_tiles_of_columns(logits)](logits, rows, result, sums, num_blocks, stride, CAPACITY=capacity)
+    return rows
+
+
+def _tiles_of_columns(logits: Tensor) -> tuple[int, int]:
+    return triton.cdiv(logits.shape[-1], COLUMNS.value), logits.shape[0]
+
+
+@triton.jit
+def _log_add(a, b):
+    highest = tl.maximum(a, b)
+    base = tl.where(highest == float("-inf"), 0.0, highest)
+    return base + tl.log(tl.exp(a - base) + tl.exp(b - base))
+
+
+@triton.jit
+def _accumulate_columns(logits, rows, result, sums, num_blocks, sums_stride, CAPACITY: tl.constexpr):
+    """For a few columns, from the first row to the last: divides each entry by its row, and by its column so far."""
+    number = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    so_far = tl.full([COLUMNS], float("-inf"), tl.float32)
+    for start in range(0, num_blocks, ROWS):
+        row = start + tl.arange(0, ROWS)
+        inside = (row < num_blocks)[:, None] & (column < num_blocks)[None, :]
+        entry = number * num_blocks * num_blocks + row[:, None].to(tl.int64) * num_blocks + column[None, :]
+        x = tl.load(logits + entry, mask=inside, other=float("-inf"))
+        x -= tl.load(rows + number * num_blocks + row, mask=row < num_blocks, other=0.0)[:, None]
+        total = _log_add(tl.associative_scan(x, 0, _log_add), so_far[None, :])
+        so_far = tl.max(total, 0)  # the sum of the last row, as sums only grow
+        if CAPACITY:
+            total = tl.maximum(total, 0.0)
+        total = tl.where(total == float("-inf"), 0.0, total)
+        tl.store(result + entry, x - total, mask=inside)
+    tl.store(sums + number * sums_stride + column, so_far, mask=column < num_blocks)
+
+
+@triton.jit
+def _rescale_and_add(later_sum, later, own_sum, own):
+    """
+    Adds gradients that count relative to the column's sum in some row: those of later rows, carried to a row, and its own.
+    Rows that take no part have the sum minus infinity.
+    """
+    total = tl.where(own_sum == float("-inf"), later_sum, own_sum)
+    share = tl.where(later_sum == float("-inf"), 0.0, tl.exp(total - later_sum))
+    return total, own + later * share
+
+
+@triton.jit
+def _causal_pull(
+    before, after, rows, next_rows, upstream, upstream_sums, result, num_blocks, CAPACITY: tl.constexpr
+):  # fmt: skip
+    """
+    Backward of one iteration, for a few columns, from the last row to the first, up to the division by rows, which the
+    iteration before completes. `upstream` is what the next iteration left in this way. With `y` the entries divided by
+    their rows and `c` their columns' sums: `z = y - c`, and `y` of row `k` has the share `exp(y[k] - c[i])` in `c[i]`.
+    """
+    number = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    later_sum = tl.full([COLUMNS], float("-inf"), tl.float32)
+    later = tl.zeros([COLUMNS], tl.float32)
+    num_tiles = tl.cdiv(num_blocks, ROWS)
+    for tile in range(num_tiles):
+        local = tl.arange(0, ROWS)
+        row = (num_tiles - 1 - tile) * ROWS + local
+        inside = (row < num_blocks)[:, None] & (column < num_blocks)[None, :]
+        entry = number * num_blocks * num_blocks + row[:, None].to(tl.int64) * num_blocks + column[None, :]
+        line = number * num_blocks + row
+        z = tl.load(after + entry, mask=inside, other=float("-inf"))
+        y = tl.load(before + entry, mask=inside, other=float("-inf"))
+        y -= tl.load(rows + line, mask=row < num_blocks, other=0.0)[:, None]
+        next_row = tl.load(next_rows + line, mask=row < num_blocks, other=0.0)
+        total = tl.load(upstream_sums + line, mask=row < num_blocks, other=0.0)
+        grad = tl.load(upstream + entry, mask=inside, other=0.0) - tl.exp(z - next_row[:, None]) * total[:, None]
+        takes_part = y != float("-inf")
+        c = tl.where(takes_part, y - z, float("-inf"))
+        own = tl.where(takes_part, -grad, 0.0)
+        if CAPACITY:
+            own = tl.where(c > 0, own, 0.0)
+        c, pulled = tl.associative_scan((c, own), 0, _rescale_and_add, reverse=True)
+        c, pulled = _rescale_and_add(
+            tl.broadcast_to(later_sum[None, :], c.shape), tl.broadcast_to(later[None, :], c.shape), c, pulled
+        )
+        tl.store(result + entry, tl.where(takes_part, grad + tl.exp(z) * pulled, 0.0), mask=inside)
+        first = (local == 0)[:, None]
+        later_sum = tl.max(tl.where(first, c, float("-inf")), 0)
+        later = tl.sum(tl.where(first, pulled, 0.0), 0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
