@@ -38,8 +38,7 @@ SINGLE_LIMIT = 1e-4  # of float32, relative to float64, in the norm
 HALF_LIMIT = 1.5  # of bfloat16 by the kernels, as a multiple of torch's own error
 WIDTH = HIDDEN // HEADS
 ITERATIONS = 8
-# FlexAttention's own choice of tiles is larger than a block, which it then refuses.
-FLEX_TILES = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_M1": 32, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 32}
+FLEX_TILES = {"BLOCK_M": BLOCK, "BLOCK_N": BLOCK}  # its own choice is larger than a block, which it then refuses
 
 
 def main() -> None:
@@ -289,6 +288,10 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
             turned(query), turned(key), values, block_mask=pattern, scale=scaling, kernel_options=FLEX_TILES
         )
 
+    def full_flex() -> Tensor:
+        values = value.flatten(1, 2).transpose(1, 2)
+        return compiled(turned(query), turned(key), values, scale=scaling)
+
     soft, hard = Mixed(*mixed, tables), Gathered(index, weight)
     calls = {
         "soft": (lambda: block_attention(query, *own, tables, soft, None, scaling), [query, key, value, *mixed], 2),
@@ -297,6 +300,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         "hard, without kernels": (lambda: by_blocks(hard), [query, key, value, weight], 2),
         "hard pattern, FlexAttention": (flex, [query, key, value], 2),
         "full, SDPA": (full, [query, key, value], blocks),
+        "full, FlexAttention": (full_flex, [query, key, value], blocks),
     }
     return {label: _measure(*call, ceiling, seconds) for label, call in calls.items()}
 
@@ -311,9 +315,10 @@ def _measure(
     call: Callable[[], Tensor], inputs: list[Tensor], blocks_seen: int, ceiling: dict[str, float], seconds: float
 ) -> dict[str, Any]:
     try:
-        output = call()
+        with torch.no_grad():
+            output = call()
     except Exception as error:  # noqa: BLE001  a compiler may raise anything
-        return {"failed": f"{type(error).__name__}: {error}"[:300]}
+        return {"failed": _told(error)}
     upstream = torch.randn_like(output)
     tokens = inputs[0].shape[1] * inputs[0].shape[2]
     products = 4 * tokens * blocks_seen * BLOCK * HEADS * WIDTH
@@ -335,7 +340,11 @@ def _measure(
     }
     found = {}
     for kind, (timed, operations, moved) in costs.items():
-        took = milliseconds(timed, seconds)
+        try:
+            took = milliseconds(timed, seconds)
+        except Exception as error:  # noqa: BLE001
+            found[kind] = {"failed": _told(error)}
+            continue
         found[kind] = {
             "milliseconds": took,
             "bytes": moved,
@@ -344,6 +353,10 @@ def _measure(
             "share_of_flops_per_second": operations / took * 1e3 / ceiling["flops_per_second"],
         }
     return found
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
 
 
 def balancing(arguments: argparse.Namespace) -> dict[str, Any]:

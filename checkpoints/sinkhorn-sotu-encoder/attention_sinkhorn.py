@@ -179,9 +179,10 @@ class SinkhornSortNet(nn.Module):
         What is compared of each block: as a destination, from its descriptor, and as a source, from its mean, both
         `(B, N, E)`. Returns `(B, N, G * D)` twice, or logits for all sources, `(B, N, G * max_num_blocks)`, and `None`.
         """
+        same = descriptors is means
         descriptors = descriptors.to(dtype)
         if self.config.sort_net == "bilinear":
-            return self.row_proj(descriptors), self.column_proj(means.to(dtype))
+            return self.row_proj(descriptors), self.column_proj(descriptors if same else means.to(dtype))
         if self.config.sort_net == "mlp":
             descriptors = self.hidden_proj(descriptors).relu()
         return self.proj(descriptors), None
@@ -384,6 +385,8 @@ class SinkhornAttention(nn.Module):
     def _mix(self, sort_matrix: Tensor, key: Tensor, value: Tensor, context: BlockContext) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, G, N, b, D)` of whole rows, softly sorted by `n` rows, `(B, G, n, b, D)`."""
         filled = None if self.is_causal else context.grid.filled
+        if filled is None:
+            sort_matrix = sort_matrix.to(key.dtype)  # once for both
         if self.config.attention_bias and filled is not None:
             key, value = (x.masked_fill(~filled[:, None, :, :, None], 0) for x in (key, value))
         allowed = None if context.grid.document is None else context.allowed
