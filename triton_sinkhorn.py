@@ -590,8 +590,9 @@ def _keep_inputs(ctx, inputs, output):
 
 
 def _through_attention(ctx, grad, _):
-    *_, mixed_key, mixed_value, weight = ctx.saved_tensors[:8]
-    query, key, value, *others = _attend_backward(grad.contiguous(), *ctx.saved_tensors, ctx.scaling)
+    saved = ctx.saved_tensors  # once: activation checkpointing unpacks them no second time
+    _, _, _, _, _, mixed_key, mixed_value, weight, *_ = saved
+    query, key, value, *others = _attend_backward(grad.contiguous(), *saved, ctx.scaling)
     given = (None if x is None else g for x, g in zip((mixed_key, mixed_value, weight), others))
     return query, key, value, *given, *[None] * 7
 

@@ -275,6 +275,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         values = value.flatten(1, 2).transpose(1, 2)
         return nn.functional.scaled_dot_product_attention(turned(query), turned(key), values, scale=scaling)
 
+    torch._dynamo.reset()  # or it stops compiling after some lengths, and attends unfused
     compiled = torch.compile(flex_attention, dynamic=False)
     seen = torch.zeros(1, HEADS, blocks, blocks, device="cuda", dtype=torch.int32)  # of which the first two count
     seen[..., 0], seen[..., 1] = index.squeeze(-1), torch.arange(blocks, device="cuda")

@@ -53,11 +53,12 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def _commit() -> str | None:
+    """`SOURCE_COMMIT` is for copies of a commit's files on a machine whose repository, if any, is another."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    if told := os.environ.get("SOURCE_COMMIT"):
+        return told
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or os.environ.get(
-        "SOURCE_COMMIT"
-    )  # of a copy without a repository, as its maker says
+    return result.stdout.strip() or None
 
 
 # Read when the code is, as the folder may be at another commit when a long run ends.

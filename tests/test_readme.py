@@ -27,7 +27,7 @@ from modeling_sinkhorn import SinkhornForCausalLM
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = [README, *sorted((ROOT / "model_cards").glob("*.md"))]
+DOCUMENTS = [README, ROOT / "docs" / "gpu.md", *sorted((ROOT / "model_cards").glob("*.md"))]
 SOURCE = re.compile(r"<!--\s*from\s+(\S+?):\s*(.+?)\s*-->")
 NUMBER = re.compile(r"(?<![\w.,])[-+]?(?:\d[\d,]*)?\.?\d+(?:\s?%)?")
 

@@ -6,11 +6,14 @@ interpreter runs them on the CPU, which tells whether they are right, not whethe
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, padding_masks, tiny_config
 from test_kernels import formula, random, rotation
 
+import attention_sinkhorn
+import kernels_sinkhorn
 import sorting_sinkhorn
 from kernels_sinkhorn import Gathered, Mixed
+from modeling_sinkhorn import SinkhornModel
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,14 +21,21 @@ pytest.importorskip("triton")
 import triton_sinkhorn  # noqa: E402
 
 
-@pytest.mark.parametrize("num_blocks", [1, 5, 16, 17, 40])
-@pytest.mark.parametrize("iterations", [0, 1, 5])
+def shrink_tiles(monkeypatch, **sizes):
+    """So that few blocks are several tiles; where the interpreter runs them, as a compiled kernel keeps its sizes."""
+    if DEVICE == "cpu":
+        for name, size in sizes.items():
+            monkeypatch.setattr(triton_sinkhorn, name, triton_sinkhorn.tl.constexpr(size))
+
+
+@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (5, 0), (8, 1), (9, 3)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("whole", [0, 128])
 def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
     monkeypatch.setattr(triton_sinkhorn, "WHOLE", whole)
+    shrink_tiles(monkeypatch, KEPT=4, SUMMED=8)
     torch.manual_seed(0)
-    logits = (3 * torch.randn(2, 3, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
+    logits = (3 * torch.randn(2, 2, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
     allowed = None
     if masked:
         has_tokens = torch.rand(2, num_blocks, device=DEVICE) < 0.7  # rows and columns that allow nothing
@@ -44,10 +54,8 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("capacity", [False, True])
 def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch):
+    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4, KEPT=4, SUMMED=8)
     torch.manual_seed(0)
-    if DEVICE == "cpu":  # the interpreter scans one entry after the other
-        for name in ("ROWS", "COLUMNS"):
-            monkeypatch.setattr(triton_sinkhorn, name, triton_sinkhorn.tl.constexpr(4))
     logits = (3 * torch.randn(2, 1, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
     allowed = torch.ones(num_blocks, num_blocks, dtype=torch.bool, device=DEVICE).tril(-1).expand(2, 1, -1, -1)
     if masked:  # documents in one row, and empty blocks
@@ -69,13 +77,12 @@ def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch)
 
 
 # Rows, blocks, slots, query heads, key/value heads, width.
-SIZES = [(1, 1, 16, 2, 2, 32), (2, 5, 16, 4, 2, 32), (2, 3, 32, 3, 1, 64)]
+SIZES = [(1, 1, 16, 2, 2, 32), (2, 3, 16, 4, 2, 64)]
 
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
-@pytest.mark.parametrize("masked", ["no", "keys", "queries"])
-@pytest.mark.parametrize("shared_tables", [False, True])
+@pytest.mark.parametrize("masked, shared_tables", [("no", False), ("keys", True), ("queries", False)])
 def test_block_attention(sizes, kind, masked, shared_tables):
     torch.manual_seed(0)
     batch, blocks, b, heads, groups, width = sizes
@@ -122,3 +129,44 @@ def test_block_attention(sizes, kind, masked, shared_tables):
     grads = torch.autograd.grad(actual, inputs, single(upstream))
     for grad, expected_grad in zip(grads, expected_grads, strict=True):
         assert_close(grad.cpu().double(), expected_grad, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides, checkpointing",
+    [
+        ({"sort_assignment": "soft"}, True),
+        ({"sort_assignment": "hard"}, False),
+        ({"sort_assignment": "soft", "is_decoder": True}, True),
+        ({"sort_assignment": "hard", "is_decoder": True, "causal_balancing": "capacity"}, False),
+        ({"layer_type": "local_attention"}, False),
+    ],
+)
+def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
+    """With the kernels and without, in a padded batch, gradients included; with activation checkpointing too."""
+    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4)
+    torch.manual_seed(0)
+    sizes = {"block_size": 16, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = SinkhornModel(tiny_config(**sizes, num_hidden_layers=1, **overrides)).to(DEVICE).train()
+    mask = padding_masks(37).to(DEVICE)
+    ids = torch.randint(3, 50, mask.shape, device=DEVICE)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(attention_sinkhorn, "block_attention", kernels_sinkhorn.block_attention_on_gpu)
+        for name in ("balance_on_gpu", "balance_causally_on_gpu"):
+            kernel = getattr(triton_sinkhorn, name.removesuffix("_on_gpu"))
+            monkeypatch.setattr(sorting_sinkhorn, name, kernel)
+        monkeypatch.setattr(kernels_sinkhorn, "attend_on_gpu", triton_sinkhorn.block_attention)
+    results = []
+    for used in (True, False):
+        monkeypatch.setattr(attention_sinkhorn, "fits", lambda query, used=used: used)
+        monkeypatch.setattr(sorting_sinkhorn, "runs_on", lambda x, used=used: used)
+        if used and checkpointing:
+            model.gradient_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_disable()
+        torch.manual_seed(1)  # of the noise
+        output = model(ids, attention_mask=mask).last_hidden_state
+        parameters = list(model.parameters())
+        results.append((output, *torch.autograd.grad(output.square().sum(), parameters, allow_unused=True)))
+    for actual, expected in zip(*results):
+        if expected is not None:
+            assert_close(actual, expected, 1e-3)

@@ -92,8 +92,7 @@ def block_attention(
         `(B, N, b, H, D)`.
     """
     if query.is_cuda:
-        mixed, gathered = (beside if isinstance(beside, kind) else None for kind in (Mixed, Gathered))
-        return attend_on_gpu(query, key, value, rotation, mixed, gathered, mask, scaling)
+        return block_attention_on_gpu(query, key, value, rotation, beside, mask, scaling)
     if isinstance(beside, Mixed):
         mixed_key, mixed_value, tables = beside
         return _BlockAttention.apply(
@@ -101,6 +100,11 @@ def block_attention(
         )
     index, weight = beside or (None, None)
     return _BlockAttention.apply(query, key, value, None, None, weight, index, mask, scaling, *rotation, None, None)
+
+
+def block_attention_on_gpu(query, key, value, rotation, beside, mask, scaling) -> Tensor:
+    mixed, gathered = (beside if isinstance(beside, kind) else None for kind in (Mixed, Gathered))
+    return attend_on_gpu(query, key, value, rotation, mixed, gathered, mask, scaling)
 
 
 class _BlockAttention(torch.autograd.Function):
