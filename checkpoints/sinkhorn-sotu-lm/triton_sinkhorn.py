@@ -10,6 +10,10 @@ softmax's denominator. What they compute is defined by `sorting_sinkhorn.py` and
 Shape letters as in `kernels_sinkhorn.py`; `M = B * G` matrices and `T` iterations of balancing.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -27,26 +31,40 @@ HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_COMPUTE_CAPABILITY = 8  # Ampere: Triton has no matrix units for older ones
 
+TILES_HELD = 12  # tiles of a block of one head that shared memory must have room for; less was not tried
 WHOLE = 128  # blocks up to which one program holds a whole matrix to balance
-KEPT, SUMMED = (
-    tl.constexpr(16),
-    tl.constexpr(128),
-)  # of a tile beyond it: sums of so many lines, so many entries at a time
+KEPT, SUMMED = tl.constexpr(16), tl.constexpr(128)  # of a tile beyond it: lines to sum, entries of each at a time
 ROWS, COLUMNS = tl.constexpr(64), tl.constexpr(16)  # of a tile of causal balancing
 UNSEEN = tl.constexpr(-1e30)  # stands for minus infinity, so that a row that sees nothing is finite
 
 
 def runs_on(x: Tensor) -> bool:
     """Whether the device that holds `x` runs the kernels, and they may be used: an exported graph must run anywhere."""
-    if not x.is_cuda or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if not x.is_cuda or torch.version.hip is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
     return torch.cuda.get_device_properties(x.device).major >= LEAST_COMPUTE_CAPABILITY
 
 
 def takes(query: Tensor) -> bool:
     """Whether `block_attention` runs, and takes a query `(B, N, b, H, D)` of this type and these sizes."""
-    fits = query.dtype in DTYPES and query.shape[2] in BLOCK_SIZES and query.shape[4] in HEAD_DIMS
-    return fits and runs_on(query)
+    block_size, width = query.shape[2], query.shape[4]
+    if query.dtype not in DTYPES or block_size not in BLOCK_SIZES or width not in HEAD_DIMS or not runs_on(query):
+        return False
+    if torch.are_deterministic_algorithms_enabled():  # gradients of gathered blocks are added up in any order
+        return False
+    shared_memory = getattr(torch.cuda.get_device_properties(query.device), "shared_memory_per_block_optin", 0)
+    return TILES_HELD * block_size * width * query.element_size() <= shared_memory
+
+
+def on_its_device(function: Callable) -> Callable:
+    """Triton launches on the current device, which in a model spread over several need not be that of the tensors."""
+
+    @functools.wraps(function)
+    def launch(first: Tensor, *others: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return function(first, *others)
+
+    return launch
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -64,6 +82,7 @@ def balance(logits: Tensor, iterations: int) -> Tensor:
 
 
 @torch.library.custom_op("sinkhorn::balance", mutates_args=())
+@on_its_device
 def _balance(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     """`(M, N, N)` to the balanced matrix and to the row and the column potentials, `(T + 1, M, N)` each."""
     num_matrices, num_blocks, _ = logits.shape
@@ -85,6 +104,7 @@ def _balance(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("sinkhorn::balance_backward", mutates_args=())
+@on_its_device
 def _balance_backward(grad: Tensor, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     steps, num_matrices, num_blocks = rows.shape
     grad_logits = torch.empty_like(logits)
@@ -311,6 +331,7 @@ def balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[T
 
 
 @torch.library.custom_op("sinkhorn::balance_causally", mutates_args=())
+@on_its_device
 def _balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[Tensor, Tensor]:
     """`(M, N, N)` to the balanced matrix, and the columns' sums `(M, T, N)`."""
     num_matrices, num_blocks, _ = logits.shape
@@ -322,6 +343,7 @@ def _balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[
 
 
 @torch.library.custom_op("sinkhorn::balance_causally_backward", mutates_args=())
+@on_its_device
 def _balance_causally_backward(grad: Tensor, logits: Tensor, iterations: int, capacity: bool) -> Tensor:
     num_matrices, num_blocks, _ = logits.shape
     after, rows = [logits], []  # what each iteration leaves, and the row sums that it begins with
@@ -509,6 +531,7 @@ def block_attention(
 
 
 @torch.library.custom_op("sinkhorn::block_attention", mutates_args=())
+@on_its_device
 def _attend(
     query: Tensor,
     key: Tensor,
@@ -533,6 +556,7 @@ def _attend(
 
 
 @torch.library.custom_op("sinkhorn::block_attention_backward", mutates_args=())
+@on_its_device
 def _attend_backward(
     grad: Tensor,
     output: Tensor,
