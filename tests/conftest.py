@@ -27,9 +27,8 @@ os.environ.update(
     CUDA_VISIBLE_DEVICES=os.environ.get("SINKHORN_TEST_DEVICES", ""),  # the tests' numbers are for the CPU
 )
 if not os.environ["CUDA_VISIBLE_DEVICES"]:
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # the kernels for a GPU run on the CPU; Triton's own functions ask for it, too
-    )
+    # The kernels for a GPU run on the CPU. Triton's own functions ask for it, too, when they are imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
