@@ -135,9 +135,13 @@ def test_block_attention(sizes, kind, masked, shared_tables):
     "overrides, checkpointing",
     [
         ({"sort_assignment": "soft"}, True),
-        ({"sort_assignment": "hard"}, False),
-        ({"sort_assignment": "soft", "is_decoder": True}, True),
-        ({"sort_assignment": "hard", "is_decoder": True, "causal_balancing": "capacity"}, False),
+        pytest.param({"sort_assignment": "hard"}, False, marks=pytest.mark.slow),
+        pytest.param({"sort_assignment": "soft", "is_decoder": True}, True, marks=pytest.mark.slow),
+        pytest.param(
+            {"sort_assignment": "hard", "is_decoder": True, "causal_balancing": "capacity"},
+            False,
+            marks=pytest.mark.slow,
+        ),
         ({"layer_type": "local_attention"}, False),
     ],
 )

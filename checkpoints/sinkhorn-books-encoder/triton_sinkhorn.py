@@ -11,6 +11,7 @@ Shape letters as in `kernels_sinkhorn.py`; `M = B * G` matrices and `T` iteratio
 """
 
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,9 @@ import torch
 from torch import Tensor
 
 
+# Before triton, whose import takes time: where nothing could run the kernels, nothing waits for it.
+if torch.version.cuda is None and not os.environ.get("TRITON_INTERPRET"):
+    raise ImportError("triton_sinkhorn needs torch built for CUDA, or Triton's interpreter (TRITON_INTERPRET=1).")
 try:
     import triton
     import triton.language as tl
