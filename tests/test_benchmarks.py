@@ -20,6 +20,7 @@ from sorting_sinkhorn import hard_sort, sinkhorn_balance, soft_sort
 sys.path.append(str(SCRIPTS))
 
 import benchmark  # noqa: E402
+import benchmark_gpu  # noqa: E402
 import memory  # noqa: E402
 import parity_gate  # noqa: E402
 from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS, VOCAB, make, names  # noqa: E402
@@ -441,3 +442,17 @@ def test_a_process_that_fails_gives_a_reason():
     assert answer["forward"] == {"megabytes": None, "seconds": None}
     assert "ended with code 1" in answer["reason"]
     assert "took more than 0 s" in memory.peak_memory(memory.Task(MAIN, 64), timeout=0)["reason"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="torch sees none"):
+        run_script(monkeypatch, "benchmark_gpu.py", "--results", tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("blocks", [2, 7])
+def test_a_block_reads_another(blocks):
+    """The pattern that attention alone is timed on: each block once, and none beside itself."""
+    others = benchmark_gpu._other_blocks(blocks)
+    assert sorted(others.tolist()) == list(range(blocks))
+    assert (others != torch.arange(blocks)).all()

@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from helpers import SCRIPTS, assert_close, run_script, tiny_config
@@ -252,10 +253,11 @@ def test_long_text_is_cut_and_said(tmp_path, monkeypatch, tiny_tokenizer, capsys
         (("--checkpoints", "nowhere"), r"--checkpoints: there is no folder nowhere\."),
         (("--checkpoints", "."), r"--checkpoints: \. holds no config\.json and no checkpoint-\* folders\."),
         (("--num_pairs", "0"), r"--num_pairs must be at least 1, got 0\."),
-        (("--tokenizer_name", "."), r"no tokenizer in \. .* name one with --tokenizer_name\."),
+        (("--tokenizer_name", "nowhere"), r"no tokenizer in nowhere .* name one with --tokenizer_name\."),
     ],
 )
 def test_wrong_flags(flags, message, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # a name is refused without asking for it
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"error: {message}"):
         draw(monkeypatch, folder, tmp_path / "out", *flags)
