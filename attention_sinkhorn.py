@@ -2,7 +2,7 @@
 """
 Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296) as modules: the SortNet that learns which block
 belongs beside which, and the attention of one layer, of any entry of `layer_types`. The mathematics is in
-`sorting_sinkhorn.py`.
+`balancing_sinkhorn.py` and `sorting_sinkhorn.py`.
 
 Shape letters as there and in `context_sinkhorn.py`, and `E` hidden size.
 """
@@ -20,6 +20,7 @@ from transformers.utils.generic import maybe_autocast
 
 
 try:  # a folder on the Hub, or any package
+    from .balancing_sinkhorn import causal_floor, causal_sinkhorn_balance, sinkhorn_balance
     from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from .configuration_sinkhorn import SinkhornConfig
     from .context_sinkhorn import BlockContext, Context, TokenContext
@@ -30,8 +31,6 @@ try:  # a folder on the Hub, or any package
         block_means,
         block_sums,
         causal_block_descriptors,
-        causal_floor,
-        causal_sinkhorn_balance,
         from_blocks,
         gather_blocks,
         gumbel_noise,
@@ -40,11 +39,11 @@ try:  # a folder on the Hub, or any package
         local_offsets,
         local_window,
         packed_causal_descriptors,
-        sinkhorn_balance,
         soft_sort,
         to_blocks,
     )
 except ImportError:  # flat modules, as installed
+    from balancing_sinkhorn import causal_floor, causal_sinkhorn_balance, sinkhorn_balance
     from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from configuration_sinkhorn import SinkhornConfig
     from context_sinkhorn import BlockContext, Context, TokenContext
@@ -55,8 +54,6 @@ except ImportError:  # flat modules, as installed
         block_means,
         block_sums,
         causal_block_descriptors,
-        causal_floor,
-        causal_sinkhorn_balance,
         from_blocks,
         gather_blocks,
         gumbel_noise,
@@ -65,7 +62,6 @@ except ImportError:  # flat modules, as installed
         local_offsets,
         local_window,
         packed_causal_descriptors,
-        sinkhorn_balance,
         soft_sort,
         to_blocks,
     )

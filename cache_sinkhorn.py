@@ -18,11 +18,11 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 
 try:  # a folder on the Hub, or any package
+    from .balancing_sinkhorn import causal_floor
     from .context_sinkhorn import CacheContext
-    from .sorting_sinkhorn import causal_floor
 except ImportError:  # flat modules, as installed
+    from balancing_sinkhorn import causal_floor
     from context_sinkhorn import CacheContext
-    from sorting_sinkhorn import causal_floor
 
 
 # Blocks whose inputs are kept, the one being written included: as far as `crop` reaches by itself.

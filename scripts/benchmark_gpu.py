@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import attention_sinkhorn
-import sorting_sinkhorn
+import balancing_sinkhorn
 from attention_sinkhorn import apply_rotary
+from balancing_sinkhorn import sinkhorn_balance
 from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention
 from modeling_sinkhorn import SinkhornModel
-from sorting_sinkhorn import gather_blocks, sinkhorn_balance
+from sorting_sinkhorn import gather_blocks
 
 
 LENGTHS = (4096, 16384, 65536, 131072)
@@ -67,13 +68,13 @@ def main() -> None:
 @contextlib.contextmanager
 def kernels(used: bool) -> Iterator[None]:
     """With the kernels for a GPU, or with torch's operations alone."""
-    before = attention_sinkhorn.fits, sorting_sinkhorn.runs_on
+    before = attention_sinkhorn.fits, balancing_sinkhorn.runs_on
     if not used:
-        attention_sinkhorn.fits = sorting_sinkhorn.runs_on = lambda x: False
+        attention_sinkhorn.fits = balancing_sinkhorn.runs_on = lambda x: False
     try:
         yield
     finally:
-        attention_sinkhorn.fits, sorting_sinkhorn.runs_on = before
+        attention_sinkhorn.fits, balancing_sinkhorn.runs_on = before
 
 
 def milliseconds(call: Callable[[], Any], seconds: float) -> float:

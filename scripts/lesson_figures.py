@@ -27,9 +27,9 @@ from matplotlib.patches import FancyBboxPatch, Rectangle  # noqa: E402
 from matplotlib.ticker import FuncFormatter, NullFormatter  # noqa: E402
 from plot_benchmark import STYLES, points  # noqa: E402
 
+from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance  # noqa: E402
 from configuration_sinkhorn import SinkhornConfig  # noqa: E402
 from modeling_sinkhorn import SinkhornModel  # noqa: E402
-from sorting_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance  # noqa: E402
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -35,7 +35,8 @@ from transformers.utils import logging  # noqa: E402
 from user_errors import UserError  # noqa: E402
 
 import modeling_sinkhorn  # noqa: E402, F401  registers the Sinkhorn classes with the Auto classes
-from sorting_sinkhorn import causal_sinkhorn_balance, hard_assignment, sinkhorn_balance  # noqa: E402
+from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance  # noqa: E402
+from sorting_sinkhorn import hard_assignment  # noqa: E402
 
 
 FIRST_WORDS = 8

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-import transformers
 
 
 # Read when the libraries are imported, so they are set before that. A test that asks the Hub for anything fails at
@@ -32,6 +31,7 @@ if not os.environ["CUDA_VISIBLE_DEVICES"]:
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 

@@ -13,8 +13,9 @@ from transformers.utils import logging
 
 import attention_sinkhorn
 import modeling_sinkhorn
+from balancing_sinkhorn import sinkhorn_balance
 from modeling_sinkhorn import SinkhornModel
-from sorting_sinkhorn import hard_sort, sinkhorn_balance, soft_sort
+from sorting_sinkhorn import hard_sort, soft_sort
 
 
 sys.path.append(str(SCRIPTS))

@@ -18,8 +18,8 @@ from transformers import (
 )
 
 import attention_sinkhorn
+from balancing_sinkhorn import sinkhorn_balance
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
-from sorting_sinkhorn import sinkhorn_balance
 
 
 CAUSAL_LAYERS = ("sinkhorn_attention", "mixture_attention", "local_attention", "full_attention")

@@ -11,13 +11,13 @@ import torch
 from helpers import SCRIPTS, assert_close, run_script, tiny_config
 from transformers import BertConfig
 
+from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
     SinkhornForMaskedLM,
     SinkhornForSequenceClassification,
     SinkhornModel,
 )
-from sorting_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
 
 
 sys.path.append(str(SCRIPTS))

@@ -10,6 +10,7 @@ from helpers import assert_close, padding_masks, tiny_config
 from test_kernels import formula, random, rotation
 
 import attention_sinkhorn
+import balancing_sinkhorn
 import kernels_sinkhorn
 import sorting_sinkhorn
 from kernels_sinkhorn import Gathered, Mixed
@@ -40,7 +41,7 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
     if masked:
         has_tokens = torch.rand(2, num_blocks, device=DEVICE) < 0.7  # rows and columns that allow nothing
         allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
-    expected = sorting_sinkhorn.sinkhorn_balance(logits.double(), allowed, iterations)
+    expected = balancing_sinkhorn.sinkhorn_balance(logits.double(), allowed, iterations)
     masked_logits = logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
     actual = triton_sinkhorn.balance(masked_logits, iterations)
     assert_close(actual.double(), expected, 1e-5)
@@ -62,11 +63,13 @@ def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch)
         document = torch.randint(3, (2, num_blocks), device=DEVICE).sort(-1).values
         allowed = allowed & sorting_sinkhorn.same_document(document, document).unsqueeze(1)
         allowed = allowed & (torch.rand(2, 1, 1, num_blocks, device=DEVICE) < 0.7)
-    expected, sums = sorting_sinkhorn.causal_sinkhorn_balance(logits.double(), allowed, iterations, capacity=capacity)
+    expected, sums = balancing_sinkhorn.causal_sinkhorn_balance(
+        logits.double(), allowed, iterations, capacity=capacity
+    )
     masked_logits = logits.masked_fill(~allowed, float("-inf"))
     actual, actual_sums = triton_sinkhorn.balance_causally(masked_logits, iterations, capacity)
     assert_close(actual.double(), expected, 1e-5)
-    known = sums > sorting_sinkhorn.causal_floor(torch.float32)
+    known = sums > balancing_sinkhorn.causal_floor(torch.float32)
     if iterations:
         assert_close(actual_sums.double().masked_fill(~known, 0), sums.masked_fill(~known, 0), 1e-5)
     assert (actual_sums[~known] == float("-inf")).all()
@@ -157,12 +160,12 @@ def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
         monkeypatch.setattr(attention_sinkhorn, "block_attention", kernels_sinkhorn.block_attention_on_gpu)
         for name in ("balance_on_gpu", "balance_causally_on_gpu"):
             kernel = getattr(triton_sinkhorn, name.removesuffix("_on_gpu"))
-            monkeypatch.setattr(sorting_sinkhorn, name, kernel)
+            monkeypatch.setattr(balancing_sinkhorn, name, kernel)
         monkeypatch.setattr(kernels_sinkhorn, "attend_on_gpu", triton_sinkhorn.block_attention)
     results = []
     for used in (True, False):
         monkeypatch.setattr(attention_sinkhorn, "fits", lambda query, used=used: used)
-        monkeypatch.setattr(sorting_sinkhorn, "runs_on", lambda x, used=used: used)
+        monkeypatch.setattr(balancing_sinkhorn, "runs_on", lambda x, used=used: used)
         if used and checkpointing:
             model.gradient_checkpointing_enable()
         else:

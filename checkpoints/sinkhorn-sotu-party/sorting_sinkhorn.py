@@ -1,36 +1,17 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 The mathematics of Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296) as pure functions on tensors:
-the block grid, block descriptors, Sinkhorn balancing in both kinds, and the soft and hard assignment of blocks.
+the block grid, block descriptors, and the soft and hard assignment of blocks. Balancing is in `balancing_sinkhorn.py`.
 
 Shape letters: `B` rows of the batch, `L` tokens, `b` tokens per block, `N` blocks, `G` key/value heads, `D` head
 dimension, `S` sorted blocks per block. `i` is a destination block, `j` a source block, `t` a slot inside a block.
-Imports torch, and for balancing on a GPU `triton_sinkhorn.py`.
+Imports torch alone.
 """
 
-import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-
-
-try:  # a folder on the Hub, or any package
-    from .triton_sinkhorn import balance as balance_on_gpu
-    from .triton_sinkhorn import balance_causally as balance_causally_on_gpu
-    from .triton_sinkhorn import runs_on
-except ImportError:
-    try:  # flat modules, as installed
-        from triton_sinkhorn import balance as balance_on_gpu
-        from triton_sinkhorn import balance_causally as balance_causally_on_gpu
-        from triton_sinkhorn import runs_on
-    except ImportError:  # Triton comes with torch where torch is built for a GPU
-        balance_on_gpu = balance_causally_on_gpu = None
-
-        def runs_on(x: Tensor) -> bool:
-            return False
 
 
 EQUAL = 1e-4  # weights of a sort matrix that differ by less than this part of themselves count as equal
@@ -269,166 +250,8 @@ def same_document(left: Tensor, right: Tensor) -> Tensor:
 
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel samples, `-log(-log u)`, of the shape and device of `like`, from torch's generator."""
-    return -torch.empty_like(like).exponential_().clamp_min(torch.finfo(like.dtype).tiny).log()
-
-
-def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) -> Tensor:
-    """
-    Bidirectional Sinkhorn balancing (the paper's section 3.1; design section 2.4): `iterations` times a row and a
-    column normalisation, then one last row normalisation, all in log space.
-
-    Args:
-        logits: `(B, G, N, N)` float32, noise and temperature already applied.
-        allowed: bool, broadcastable to `logits`; `None` where every pair is allowed.
-
-    Returns:
-        `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
-    """
-    logits = _mask_logits(logits, allowed)
-    if runs_on(logits) and logits.dtype == torch.float32:
-        return balance_on_gpu(logits, iterations)
-    return _SinkhornBalance.apply(logits, iterations, allowed is not None)
-
-
-class _SinkhornBalance(torch.autograd.Function):
-    """
-    Balancing in its dual form, `log P = R - f_i - g_j`, where a row step renews `f` and a column step `g`. Only the
-    `2 T` vectors are kept for the backward pass, not the `T` matrices of `N * N` that autograd would keep.
-    """
-
-    @staticmethod
-    def forward(ctx, logits: Tensor, iterations: int, masked: bool) -> Tensor:
-        logsumexp = _finite_logsumexp if masked else partial(torch.logsumexp, keepdim=True)
-        column = torch.zeros_like(logits[..., :1, :])
-        potentials = []
-        for _ in range(iterations):
-            row = logsumexp(logits - column, -1)
-            potentials += [column, row]
-            column = logsumexp(logits - row, -2)
-        row = logsumexp(logits - column, -1)
-        ctx.save_for_backward(logits, *potentials, column, row)
-        return (logits - row - column).exp()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):
-        logits, *potentials, column, row = list(ctx.saved_tensors)
-        # d logsumexp(z) is softmax(z), and every softmax met here is exp(logits - row - column) for the pair of
-        # potentials of that moment.
-        matrix = (logits - row - column).exp()
-        grad_logits = grad * matrix
-        grad_row = -grad_logits.sum(-1, keepdim=True)
-        grad_column = -grad_logits.sum(-2, keepdim=True)
-        grad_logits = torch.addcmul(grad_logits, matrix, grad_row)
-        grad_column = grad_column - (matrix * grad_row).sum(-2, keepdim=True)
-        while potentials:
-            row = potentials.pop()
-            matrix = (logits - row - column).exp()
-            grad_logits = torch.addcmul(grad_logits, matrix, grad_column)
-            grad_row = -(matrix * grad_column).sum(-1, keepdim=True)
-            column = potentials.pop()
-            matrix = (logits - row - column).exp()
-            grad_logits = torch.addcmul(grad_logits, matrix, grad_row)
-            grad_column = -(matrix * grad_row).sum(-2, keepdim=True)
-        return grad_logits, None, None
-
-
-def causal_sinkhorn_balance(
-    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None = None, capacity: bool = False
-) -> tuple[Tensor, Tensor]:
-    """
-    Causal Sinkhorn balancing (design section 2.4): as `sinkhorn_balance`, but the column normaliser of row `i` sums
-    over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks. So balancing is a
-    recurrence over rows, and may go on from earlier ones.
-
-    The column `i - 1` is new in row `i`, so its sum is that one entry, which becomes 1 whatever the logits: the block
-    before always has the largest weight. With `capacity` a column is divided by its sum only where that is above 1
-    (partial transport: each source may be used up to once, and need not be), and a row is free to choose.
-
-    Args:
-        logits: `(B, G, n, N)` float32, the next `n` rows.
-        allowed: bool, broadcastable to `logits`, False for sources that are not before the row's block. Rows that
-            allow nothing take no part.
-        columns: `(B, G, iterations, N)`, what the rows before these left (the second value returned for them): the
-            logsumexp of each column so far, in each iteration. `None` where there are none.
-        capacity: whether column sums may be below 1.
-
-    Returns:
-        `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
-    """
-    if columns is None and runs_on(logits) and logits.dtype == torch.float32:
-        return balance_causally_on_gpu(_mask_logits(logits, allowed), iterations, capacity)
-    arguments = (logits, allowed.expand_as(logits), iterations, columns, capacity)
-    if torch.is_grad_enabled() and logits.requires_grad:
-        # Computed again for the backward pass: otherwise each iteration would keep matrices of `n * N`.
-        return checkpoint(_causal_balance, *arguments, use_reentrant=False, preserve_rng_state=False)
-    return _causal_balance(*arguments)
-
-
-def _causal_balance(
-    logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None, capacity: bool
-) -> tuple[Tensor, Tensor]:
-    if columns is None and _spans_little(logits, allowed, iterations):
-        return _causal_balance_of_exponentials(logits, allowed, iterations, capacity)
-    # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
-    # come near it again, since every normalised logit is at most 0.
-    floor = causal_floor(logits.dtype)
-    logits = logits.masked_fill(~allowed, floor)
-    after = []
-    for iteration in range(iterations):
-        logits = (logits - logits.logsumexp(-1, keepdim=True)).masked_fill(~allowed, floor)
-        if columns is None:
-            sums = logits.logcumsumexp(-2)
-        else:
-            sums = torch.cat((columns[:, :, iteration, None], logits), dim=-2).logcumsumexp(-2)[:, :, 1:]
-        after.append(sums[:, :, -1])
-        logits = (logits - (sums.clamp(min=0) if capacity else sums)).masked_fill(~allowed, floor)
-    after = torch.stack(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
-    return logits.softmax(-1).masked_fill(~allowed, 0.0), after
-
-
-def _spans_little(logits: Tensor, allowed: Tensor, iterations: int) -> bool:
-    """
-    Whether double precision holds every number that `_causal_balance` meets as an exponential: nothing above 1, and
-    nothing so small that it vanishes. A step lowers an entry by no more than the logarithm of the number of blocks.
-    Asked on a CPU alone, where the answer is at hand and torch's logcumsumexp is slow.
-    """
-    if logits.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    masked = logits.detach().masked_fill(~allowed, float("-inf"))
-    highest = masked.amax(-1, keepdim=True)
-    lowest = logits.detach().masked_fill(~allowed, float("inf")).amin(-1, keepdim=True)
-    span = (highest - lowest).clamp(min=0).amax().item()  # minus infinity in rows that allow nothing
-    steps = (2 * iterations + 2) * math.log(max(logits.shape[-2:]) + 1)
-    return span + steps < 650  # the smallest number has the logarithm -708
-
-
-def _causal_balance_of_exponentials(
-    logits: Tensor, allowed: Tensor, iterations: int, capacity: bool
-) -> tuple[Tensor, Tensor]:
-    """The same for the whole matrix at once, without logarithms."""
-    floor = causal_floor(logits.dtype)
-    highest = logits.detach().masked_fill(~allowed, floor).amax(-1, keepdim=True)
-    matrix = (logits - highest).masked_fill(~allowed, floor).to(torch.float64).exp()
-    after = []
-    for _ in range(iterations):
-        matrix = matrix / _one_for_zero(matrix.sum(-1, keepdim=True))
-        sums = matrix.cumsum(-2)
-        last = sums[:, :, -1]
-        after.append(_one_for_zero(last).log().masked_fill(last == 0, floor))
-        matrix = matrix / (sums.clamp(min=1) if capacity else _one_for_zero(sums))
-    after = torch.stack(after, dim=2) if after else matrix.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
-    matrix = matrix / _one_for_zero(matrix.sum(-1, keepdim=True))
-    return matrix.to(logits.dtype), after.to(logits.dtype)
-
-
-def _one_for_zero(total: Tensor) -> Tensor:
-    return total.masked_fill(total == 0, 1.0)
-
-
-def causal_floor(dtype: torch.dtype) -> float:
-    """What stands for the logarithm of 0 in causal balancing."""
-    return torch.finfo(dtype).min / 4
+    # Not `exponential_`, which draws one number at a time on a CPU.
+    return torch.rand_like(like).clamp_min_(torch.finfo(like.dtype).tiny).log_().neg_().log_().neg_()
 
 
 def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None, allowed: Tensor | None = None) -> Tensor:
@@ -544,16 +367,6 @@ def _shift_blocks(blocks: Tensor, offset: int) -> Tensor:
     if offset < 0:
         return nn.functional.pad(blocks, [*pad, -offset, 0])[:, :offset]
     return nn.functional.pad(blocks, [*pad, 0, offset])[:, offset:]
-
-
-def _mask_logits(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
-
-
-def _finite_logsumexp(logits: Tensor, dim: int) -> Tensor:
-    """logsumexp that is 0 instead of minus infinity where everything is masked, so that nothing becomes NaN."""
-    total = logits.logsumexp(dim, keepdim=True)
-    return total.masked_fill(total == float("-inf"), 0.0)
 
 
 def _at_least_one(count: Tensor | int) -> Tensor | int:
