@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU here,
-for a GPU in `triton_sinkhorn.py`.
+for a GPU in `triton_attention_sinkhorn.py`.
 
 Written as whole-tensor operations, block attention moves several copies of its input through main memory, and backward
 keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the cache, forward and
@@ -19,12 +19,12 @@ from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
-    from .triton_sinkhorn import block_attention as attend_on_gpu
-    from .triton_sinkhorn import takes as gpu_takes
+    from .triton_attention_sinkhorn import block_attention as attend_on_gpu
+    from .triton_attention_sinkhorn import takes as gpu_takes
 except ImportError:
     try:  # flat modules, as installed
-        from triton_sinkhorn import block_attention as attend_on_gpu
-        from triton_sinkhorn import takes as gpu_takes
+        from triton_attention_sinkhorn import block_attention as attend_on_gpu
+        from triton_attention_sinkhorn import takes as gpu_takes
     except ImportError:  # Triton comes with torch where torch is built for a GPU
         attend_on_gpu = gpu_takes = None
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What a GPU does with the model: whether half precision and the kernels of `triton_sinkhorn.py` compute what float64 does,
+What a GPU does with the model: whether half precision and the kernels in Triton compute what float64 does,
 how much of the time the card works, and how near attention and balancing come to what the card can do at all.
 
     python scripts/benchmark_gpu.py --results results/benchmark_gpu.json      # about 3 minutes on an H100

@@ -19,21 +19,23 @@ from modeling_sinkhorn import SinkhornModel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton")
-import triton_sinkhorn  # noqa: E402
+import triton_attention_sinkhorn  # noqa: E402
+import triton_balancing_sinkhorn  # noqa: E402
+from triton_sinkhorn import tl  # noqa: E402
 
 
 def shrink_tiles(monkeypatch, **sizes):
     """So that few blocks are several tiles; where the interpreter runs them, as a compiled kernel keeps its sizes."""
     if DEVICE == "cpu":
         for name, size in sizes.items():
-            monkeypatch.setattr(triton_sinkhorn, name, triton_sinkhorn.tl.constexpr(size))
+            monkeypatch.setattr(triton_balancing_sinkhorn, name, tl.constexpr(size))
 
 
 @pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (5, 0), (8, 1), (9, 3)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("whole", [0, 128])
 def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
-    monkeypatch.setattr(triton_sinkhorn, "WHOLE", whole)
+    monkeypatch.setattr(triton_balancing_sinkhorn, "WHOLE", whole)
     shrink_tiles(monkeypatch, KEPT=4, SUMMED=8)
     torch.manual_seed(0)
     logits = (3 * torch.randn(2, 2, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
@@ -43,7 +45,7 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
         allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
     expected = balancing_sinkhorn.sinkhorn_balance(logits.double(), allowed, iterations)
     masked_logits = logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
-    actual = triton_sinkhorn.balance(masked_logits, iterations)
+    actual = triton_balancing_sinkhorn.balance(masked_logits, iterations)
     assert_close(actual.double(), expected, 1e-5)
     upstream = torch.randn_like(expected)
     (expected_grad,) = torch.autograd.grad(expected, logits, upstream)
@@ -67,7 +69,7 @@ def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch)
         logits.double(), allowed, iterations, capacity=capacity
     )
     masked_logits = logits.masked_fill(~allowed, float("-inf"))
-    actual, actual_sums = triton_sinkhorn.balance_causally(masked_logits, iterations, capacity)
+    actual, actual_sums = triton_balancing_sinkhorn.balance_causally(masked_logits, iterations, capacity)
     assert_close(actual.double(), expected, 1e-5)
     known = sums > balancing_sinkhorn.causal_floor(torch.float32)
     if iterations:
@@ -120,7 +122,7 @@ def test_block_attention(sizes, kind, masked, shared_tables):
 
     inputs = [single(x) for x in inputs]
     tables = [tuple(single(x) for x in table) for table in tables]
-    actual = triton_sinkhorn.block_attention(
+    actual = triton_attention_sinkhorn.block_attention(
         *inputs[:3],
         tables[0],
         (*inputs[3:5], tables[1]) if kind == "mixed" else None,
@@ -159,9 +161,9 @@ def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(attention_sinkhorn, "block_attention", kernels_sinkhorn.block_attention_on_gpu)
         for name in ("balance_on_gpu", "balance_causally_on_gpu"):
-            kernel = getattr(triton_sinkhorn, name.removesuffix("_on_gpu"))
+            kernel = getattr(triton_balancing_sinkhorn, name.removesuffix("_on_gpu"))
             monkeypatch.setattr(balancing_sinkhorn, name, kernel)
-        monkeypatch.setattr(kernels_sinkhorn, "attend_on_gpu", triton_sinkhorn.block_attention)
+        monkeypatch.setattr(kernels_sinkhorn, "attend_on_gpu", triton_attention_sinkhorn.block_attention)
     results = []
     for used in (True, False):
         monkeypatch.setattr(attention_sinkhorn, "fits", lambda query, used=used: used)
@@ -194,15 +196,18 @@ def test_the_ops_are_what_they_say(monkeypatch):
     weight = torch.ones(index.shape, device=DEVICE, requires_grad=True)
     mixed = (query, key, value, mixed_key, mixed_value, None, None, None, cos, sin, cos, sin, 0.3)
     gathered = (query, key, value, None, None, weight, index, None, cos, sin, None, None, 0.3)
-    calls = [(triton_sinkhorn._balance, (logits, 2)), (triton_sinkhorn._balance_causally, (logits, 1, True))]
-    calls += [(triton_sinkhorn._attend, arguments) for arguments in (mixed, gathered)]
-    _, rows, columns = triton_sinkhorn._balance(logits.detach(), 2)
-    calls.append((triton_sinkhorn._balance_backward, (grad, logits.detach(), rows, columns)))
-    calls.append((triton_sinkhorn._balance_causally_backward, (grad, logits.detach(), 1, True)))
+    calls = [
+        (triton_balancing_sinkhorn._balance, (logits, 2)),
+        (triton_balancing_sinkhorn._balance_causally, (logits, 1, True)),
+    ]
+    calls += [(triton_attention_sinkhorn._attend, arguments) for arguments in (mixed, gathered)]
+    _, rows, columns = triton_balancing_sinkhorn._balance(logits.detach(), 2)
+    calls.append((triton_balancing_sinkhorn._balance_backward, (grad, logits.detach(), rows, columns)))
+    calls.append((triton_balancing_sinkhorn._balance_causally_backward, (grad, logits.detach(), 1, True)))
     for arguments in (mixed, gathered):
         arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
-        kept = triton_sinkhorn._attend(*arguments)
-        calls.append((triton_sinkhorn._attend_backward, (torch.randn_like(query), *kept, *arguments)))
+        kept = triton_attention_sinkhorn._attend(*arguments)
+        calls.append((triton_attention_sinkhorn._attend_backward, (torch.randn_like(query), *kept, *arguments)))
     for op, arguments in calls:
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         torch.library.opcheck(op, arguments, test_utils=checks)

@@ -5,7 +5,7 @@ sort matrix whose rows sum to 1 and whose columns approach 1, and its causal for
 
 Each kind is written twice. With exponentials in double precision it is sums, products and divisions, and fast; that holds where
 the logits of a row lie within some hundreds, and is asked on a CPU alone, where the answer is at hand. With logarithms it holds
-for all logits. On a GPU `triton_sinkhorn.py` takes its place where it can.
+for all logits. On a GPU `triton_balancing_sinkhorn.py` takes its place where it can.
 
 Shape letters: `B` rows of the batch, `G` key/value heads, `N` blocks, `T` iterations; `i` is a destination block, `j` a source
 block.
@@ -20,13 +20,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 try:  # a folder on the Hub, or any package
-    from .triton_sinkhorn import balance as balance_on_gpu
-    from .triton_sinkhorn import balance_causally as balance_causally_on_gpu
+    from .triton_balancing_sinkhorn import balance as balance_on_gpu
+    from .triton_balancing_sinkhorn import balance_causally as balance_causally_on_gpu
     from .triton_sinkhorn import runs_on
 except ImportError:
     try:  # flat modules, as installed
-        from triton_sinkhorn import balance as balance_on_gpu
-        from triton_sinkhorn import balance_causally as balance_causally_on_gpu
+        from triton_balancing_sinkhorn import balance as balance_on_gpu
+        from triton_balancing_sinkhorn import balance_causally as balance_causally_on_gpu
         from triton_sinkhorn import runs_on
     except ImportError:  # Triton comes with torch where torch is built for a GPU
         balance_on_gpu = balance_causally_on_gpu = None
