@@ -1,6 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Balancing in both kinds (invariants 2 and 3), in double precision by exponentials and by logarithms."""
 
+import math
+
 import pytest
 import torch
 from helpers import assert_close, padding_masks
@@ -178,6 +180,28 @@ def test_balancing_without_logarithms_is_the_same(scale, is_short_cut, iteration
     for actual, expected in zip(*results):
         assert actual.dtype == expected.dtype and actual.isfinite().all()
         assert_close(actual, expected, 1e-5)
+
+
+@pytest.mark.parametrize("iterations", [1, 8, 40])
+def test_masks_that_cannot_be_balanced_stay_in_range(iterations, monkeypatch):
+    """Upper triangles: factors grow from step to step, those of the first row and the last column the most."""
+    torch.manual_seed(0)
+    size = 32
+    allowed = torch.ones(size, size, dtype=torch.bool).triu()
+    widest = balancing_sinkhorn.LARGEST_EXPONENT / (2 * iterations + 2) - math.log(size + 1)
+    logits = (
+        torch.zeros(1, 1, size, size, dtype=torch.double).triu(1) + (widest - 0.1) * torch.rand(size, size).double()
+    )
+    logits.requires_grad_()
+    assert balancing_sinkhorn._lie_close(logits, allowed, 2 * iterations + 2)
+    results = []
+    for _ in range(2):
+        matrix = sinkhorn_balance(logits, allowed, iterations)
+        results.append((matrix, *torch.autograd.grad(matrix.square().sum(), logits)))
+        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: False)
+    for actual, expected in zip(*results):
+        assert actual.isfinite().all()
+        assert_close(actual, expected, 1e-9)
 
 
 def test_the_widest_logits_of_the_short_cut_stay_in_range():

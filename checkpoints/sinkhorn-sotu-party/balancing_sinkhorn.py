@@ -92,20 +92,21 @@ class _BalanceOfExponentials(torch.autograd.Function):
         rows, columns = all_rows.split(1, dim=1), all_columns.split(1, dim=1)
         matrix = _exponentials(logits, ctx.masked)
         transposed = matrix.mT.contiguous()
-        grad_matrix = (grad.flatten(0, 1) * rows[-1].mT).mul_(columns[-1])
-        products = grad_matrix * matrix
-        # Each step adds an outer product to that, for a row step with one of `columns`, for a column step with one of `rows`.
-        # The other vector follows from that of the step after it.
-        by_columns, by_rows = [-rows[-1] * products.sum(-1).unsqueeze(1)], []
-        vector = torch.bmm(by_columns[0], matrix).mul_(columns[-1]).add_(products.sum(-2, keepdim=True))
+        grad_logits = (matrix * rows[-1].mT).mul_(columns[-1]).mul_(grad.flatten(0, 1))
+        # The exponentials have a gradient from each step: an outer product, for a row step with one of `columns`, for a column
+        # step with one of `rows`. The other vector follows from that of the step after it.
+        by_columns, by_rows = [-rows[-1] * grad_logits.sum(-1).unsqueeze(1)], []
+        vector = torch.bmm(by_columns[0], matrix).mul_(columns[-1]).add_(grad_logits.sum(-2, keepdim=True))
         for row, column, before in zip(rows[-2::-1], columns[:0:-1], columns[-2::-1]):
             by_rows.append(vector.mul_(column))
             by_columns.append(torch.bmm(by_rows[-1], transposed).mul_(row).mul_(row))
             vector = torch.bmm(by_columns[-1], matrix).mul_(before)
-        grad_matrix.baddbmm_(torch.cat(by_columns[::-1], dim=1).mT, all_columns)
+        grad_matrix = torch.bmm(torch.cat(by_columns[::-1], dim=1).mT, all_columns)
         if by_rows:
             grad_matrix.baddbmm_(all_rows[:, :-1].mT, torch.cat(by_rows[::-1], dim=1), alpha=-1)
-        return grad_matrix.mul_(matrix).view_as(logits).to(logits.dtype), None, None
+        if ctx.masked:  # the product of a row's and a column's factor is bounded where they have met
+            grad_matrix.masked_fill_(matrix == 0, 0.0)
+        return grad_logits.addcmul_(grad_matrix, matrix).view_as(logits).to(logits.dtype), None, None
 
 
 class _BalanceOfLogarithms(torch.autograd.Function):
