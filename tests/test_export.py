@@ -100,6 +100,7 @@ def test_onnx_classifies_any_length_and_padding(to_onnx):
     check_onnx(to_onnx(model, *MASKED), model, *MASKED)
 
 
+@pytest.mark.slow
 def test_onnx_predicts_tokens_at_any_length_and_padding(to_onnx):
     model = make(SinkhornForCausalLM)
     check_onnx(to_onnx(model, *MASKED, use_cache=False), model, *MASKED)
@@ -201,9 +202,10 @@ def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic:
     return counts
 
 
-@pytest.mark.parametrize(
-    "overrides", [{}, {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}], ids=str
-)
+CAUSAL_HARD = {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}
+
+
+@pytest.mark.parametrize("overrides", [{}, pytest.param(CAUSAL_HARD, marks=pytest.mark.slow)], ids=str)
 def test_compiles_once_more_for_a_second_length_and_never_again(overrides):
     model = make(SinkhornModel, gumbel_noise=False, **overrides).train()
     assert graphs_over_lengths(model, (37, 64, 5, 12, 101), dynamic=None) == [1, 2, 2, 2, 2]
