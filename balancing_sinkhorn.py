@@ -60,7 +60,7 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
     # What a row or a column is multiplied by stays, without a mask, within twice the logits' span and log N of 1; a mask
     # may let it grow by a span in each step.
     spans = 2 if allowed is None else 2 * iterations + 2
-    if _lie_close(logits, allowed, spans):
+    if _lie_close(logits, allowed, spans, spans):
         return _BalanceOfExponentials.apply(masked, iterations, allowed is not None)
     return _BalanceOfLogarithms.apply(masked, iterations, allowed is not None)
 
@@ -281,7 +281,7 @@ def causal_floor(dtype: torch.dtype) -> float:
 # In parts ------------------------------------------------------------------------------------------------------------
 
 
-def _lie_close(logits: Tensor, allowed: Tensor | None, spans: int, steps: int = 2) -> bool:
+def _lie_close(logits: Tensor, allowed: Tensor | None, spans: int, steps: int) -> bool:
     """
     Whether double precision holds what is met as an exponential: numbers within `spans` times the widest row of logits
     and `steps` times the logarithm of the number of blocks, either way.
@@ -292,10 +292,9 @@ def _lie_close(logits: Tensor, allowed: Tensor | None, spans: int, steps: int = 
     if allowed is not None:
         lowest = lowest.masked_fill(~allowed, float("inf"))
         highest = highest.masked_fill(~allowed, float("-inf"))
-    span = (
-        (highest.amax(-1) - lowest.amin(-1)).clamp_(min=0).amax().item()
-    )  # minus infinity in rows that allow nothing
-    return spans * span + max(spans, steps) * math.log(logits.shape[-1] + 1) < LARGEST_EXPONENT
+    span = highest.amax(-1) - lowest.amin(-1)
+    span = span.clamp_(min=0).amax().item()  # minus infinity in rows that allow nothing
+    return spans * span + steps * math.log(logits.shape[-1] + 1) < LARGEST_EXPONENT
 
 
 def _exponentials(logits: Tensor, masked: bool) -> Tensor:

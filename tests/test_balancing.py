@@ -170,7 +170,7 @@ def test_balancing_without_logarithms_is_the_same(scale, is_short_cut, iteration
     logits = (torch.randn(2, 2, 4, 4) * scale).requires_grad_()
     allowed = some_masks(kind)
     spans = 2 if allowed is None else 2 * iterations + 2
-    assert balancing_sinkhorn._lie_close(logits, allowed, spans) == is_short_cut
+    assert balancing_sinkhorn._lie_close(logits, allowed, spans, spans) == is_short_cut
     upstream = torch.randn(2, 2, 4, 4)
     results = []
     for _ in range(2):
@@ -193,7 +193,7 @@ def test_masks_that_cannot_be_balanced_stay_in_range(iterations, monkeypatch):
         torch.zeros(1, 1, size, size, dtype=torch.double).triu(1) + (widest - 0.1) * torch.rand(size, size).double()
     )
     logits.requires_grad_()
-    assert balancing_sinkhorn._lie_close(logits, allowed, 2 * iterations + 2)
+    assert balancing_sinkhorn._lie_close(logits, allowed, 2 * iterations + 2, 2 * iterations + 2)
     results = []
     for _ in range(2):
         matrix = sinkhorn_balance(logits, allowed, iterations)
@@ -211,13 +211,13 @@ def test_the_widest_logits_of_the_short_cut_stay_in_range():
     logits[..., :2] = 290
     logits[..., ::3, 5] = 290
     logits += torch.rand_like(logits)
-    assert balancing_sinkhorn._lie_close(logits, None, 2)
+    assert balancing_sinkhorn._lie_close(logits, None, 2, 2)
     logits.requires_grad_()
     matrix = sinkhorn_balance(logits, None, 200)
     matrix.square().sum().backward()
     assert matrix.isfinite().all() and logits.grad.isfinite().all()
     assert_close(matrix.sum(-1), torch.ones(1, 1, 64, dtype=torch.double), 1e-9)
-    assert not balancing_sinkhorn._lie_close(logits * 2, None, 2)
+    assert not balancing_sinkhorn._lie_close(logits * 2, None, 2, 2)
 
 
 @pytest.mark.parametrize("scale, is_short_cut", [(1.0, True), (50.0, True), (400.0, False)])

@@ -100,7 +100,7 @@ def test_onnx_classifies_any_length_and_padding(to_onnx):
     check_onnx(to_onnx(model, *MASKED), model, *MASKED)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a quarter of a minute of export, as the one above
 def test_onnx_predicts_tokens_at_any_length_and_padding(to_onnx):
     model = make(SinkhornForCausalLM)
     check_onnx(to_onnx(model, *MASKED, use_cache=False), model, *MASKED)
@@ -205,6 +205,7 @@ def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic:
 CAUSAL_HARD = {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}
 
 
+# Each is a quarter of a minute of compilation: one of them in every run is enough.
 @pytest.mark.parametrize("overrides", [{}, pytest.param(CAUSAL_HARD, marks=pytest.mark.slow)], ids=str)
 def test_compiles_once_more_for_a_second_length_and_never_again(overrides):
     model = make(SinkhornModel, gumbel_noise=False, **overrides).train()
