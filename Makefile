@@ -34,7 +34,7 @@ test: $(VENV)/.dev style
 
 benchmark: $(VENV)/.benchmark
 	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(ARGS)
-	$(BIN)/python scripts/plot_benchmark.py $(RESULTS) --output $(RESULTS:.json=.png)
+	$(BIN)/python scripts/maintain.py plots $(RESULTS) --output $(RESULTS:.json=.png)
 
 style: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296) as modules: 
 belongs beside which, and the attention of one layer, of any entry of `layer_types`. The mathematics is in
 `balancing_sinkhorn.py` and `sorting_sinkhorn.py`.
 
-Shape letters as there and in `context_sinkhorn.py`, and `E` hidden size.
+Shape letters as there and in `layout_sinkhorn.py`, and `E` hidden size.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from transformers.utils.generic import maybe_autocast
 
 try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor, causal_sinkhorn_balance, sinkhorn_balance
+    from .block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
     from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from .configuration_sinkhorn import SinkhornConfig
-    from .context_sinkhorn import BlockContext, Context, TokenContext
-    from .kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
+    from .layout_sinkhorn import BlockContext, Context, TokenContext
     from .sorting_sinkhorn import (
         BlockGrid,
         HardSort,
@@ -44,10 +44,10 @@ try:  # a folder on the Hub, or any package
     )
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_floor, causal_sinkhorn_balance, sinkhorn_balance
+    from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
     from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from configuration_sinkhorn import SinkhornConfig
-    from context_sinkhorn import BlockContext, Context, TokenContext
-    from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
+    from layout_sinkhorn import BlockContext, Context, TokenContext
     from sorting_sinkhorn import (
         BlockGrid,
         HardSort,

@@ -7,7 +7,7 @@ A row's real tokens stand in the cache without gaps, in the slots of the block g
 and values there is what sorting needs to go on: features of each block, the running column sums of causal balancing, and
 the block that is sorted beside the one being written.
 
-Shape letters as in `sorting_sinkhorn.py` and `context_sinkhorn.py`.
+Shape letters as in `sorting_sinkhorn.py` and `layout_sinkhorn.py`.
 """
 
 from typing import NamedTuple
@@ -19,10 +19,10 @@ from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
 try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor
-    from .context_sinkhorn import CacheContext
+    from .layout_sinkhorn import CacheContext
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_floor
-    from context_sinkhorn import CacheContext
+    from layout_sinkhorn import CacheContext
 
 
 # Blocks whose inputs are kept, the one being written included: as far as `crop` reaches by itself.

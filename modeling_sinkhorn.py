@@ -48,13 +48,13 @@ try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention
     from .cache_sinkhorn import check_cache
     from .configuration_sinkhorn import SinkhornConfig
-    from .context_sinkhorn import Context, documents_of, make_context
+    from .layout_sinkhorn import Context, documents_of, make_context
     from .loading_sinkhorn import check_loaded, explained
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from cache_sinkhorn import check_cache
     from configuration_sinkhorn import SinkhornConfig
-    from context_sinkhorn import Context, documents_of, make_context
+    from layout_sinkhorn import Context, documents_of, make_context
     from loading_sinkhorn import check_loaded, explained
 
 

@@ -3,7 +3,7 @@
 Block attention on a GPU, in Triton: one kernel forward and three backward, which rotate, gather and attend in registers and keep
 no more than the logarithm of each softmax's denominator. What they compute is defined by `attention_sinkhorn.py`'s torch path.
 
-Shape letters as in `kernels_sinkhorn.py`.
+Shape letters as in `block_attention_sinkhorn.py`.
 """
 
 import torch
@@ -46,7 +46,7 @@ def block_attention(
     scaling: float,
 ) -> Tensor:
     """
-    Attention of every block to [what is sorted beside it ; itself] in one softmax, as `kernels_sinkhorn.block_attention`.
+    Attention of every block to [what is sorted beside it ; itself] in one softmax, as `block_attention_sinkhorn.block_attention`.
 
     Args:
         query: `(B, N, b, H, D)`, not rotated yet; `b` of `BLOCK_SIZES`, `D` of `HEAD_DIMS`, of `DTYPES`.

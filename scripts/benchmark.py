@@ -4,9 +4,9 @@ Time and peak memory of a forward and of a forward and backward against the leng
 the same network with its attention taken out. In one process, rounds interleaved, after a check that ours compute what
 they are meant to.
 
-    python scripts/benchmark.py --results results/benchmark.json          # 15 minutes on two CPU cores
+    python scripts/benchmark.py --results results/benchmarks/cpu.json          # 15 minutes on two CPU cores
     python scripts/benchmark.py --results runs/quick.json --quick         # 2 minutes
-    python scripts/plot_benchmark.py results/benchmark.json --output results/benchmark.png
+    python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 
 Weights and tokens are random: the cost does not depend on them. What was not measured says why in the results, which are
 written after each length; `--resume` goes on from them.
@@ -22,7 +22,9 @@ from typing import Any
 
 import torch
 import transformers
-from benchmark_extras import (
+from tqdm import tqdm
+
+from benchmarking.extras import (
     LEAST_ROUNDS,
     RAGGED_MODELS,
     RAGGED_ROWS,
@@ -34,14 +36,13 @@ from benchmark_extras import (
     measure_ragged,
     packing_gain,
 )
-from benchmark_models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
-from benchmark_passes import BOTH, PASSES, single_row
-from benchmark_report import conclusions, seconds_by_length, table
-from benchmark_timing import predict, summarize, time_rounds
-from memory import Task, peak_memory
-from parity_gate import check_all
-from run_record import provenance, write_json
-from tqdm import tqdm
+from benchmarking.memory import Task, peak_memory
+from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
+from benchmarking.parity import check_all
+from benchmarking.passes import BOTH, PASSES, single_row
+from benchmarking.report import conclusions, seconds_by_length, table
+from benchmarking.timing import predict, summarize, time_rounds
+from common.run_record import provenance, write_json
 
 
 CPU_LENGTHS = [2**power for power in range(8, 15)]

@@ -3,7 +3,7 @@
 Time per token and memory of the cache while decoding, against the length of the context: Sinkhorn attention, soft and
 hard, beside the same network with full attention and the library's `DynamicCache`, in one process, rounds interleaved.
 
-    python scripts/benchmark_decoding.py --results results/decoding.json
+    python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
 
 A round decodes one block of tokens, so that one sorting pass is in every figure. Weights and tokens are random: the cost
@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 import torch
-from run_record import provenance, write_json
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from common.run_record import provenance, write_json
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornForCausalLM
 

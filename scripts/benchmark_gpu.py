@@ -3,7 +3,7 @@
 What a GPU does with the model: whether half precision and the kernels in Triton compute what float64 does,
 how much of the time the card works, and how near attention and balancing come to what the card can do at all.
 
-    python scripts/benchmark_gpu.py --results results/benchmark_gpu.json      # about 3 minutes on an H100
+    python scripts/benchmark_gpu.py --results results/benchmarks/h100_kernels.json      # about 3 minutes on an H100
 
 `benchmark.py` measures time and memory of whole models, on a GPU too. Weights and tokens are random. The file is written
 after each part. Without kernels means: by torch's own operations alone.
@@ -19,9 +19,6 @@ from typing import Any
 
 import torch
 import transformers
-from benchmark_models import BLOCK, FLOOR, FULL, HEADS, HIDDEN, MAIN, OURS, make, sinkhorn_config
-from benchmark_passes import BOTH, FORWARD, PASSES, prepare, ragged_batch, run, single_row
-from run_record import command, provenance, write_json
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -29,7 +26,10 @@ import attention_sinkhorn
 import balancing_sinkhorn
 from attention_sinkhorn import apply_rotary
 from balancing_sinkhorn import sinkhorn_balance
-from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention
+from benchmarking.models import BLOCK, FLOOR, FULL, HEADS, HIDDEN, MAIN, OURS, make, sinkhorn_config
+from benchmarking.passes import BOTH, FORWARD, PASSES, prepare, ragged_batch, run, single_row
+from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention
+from common.run_record import command, provenance, write_json
 from modeling_sinkhorn import SinkhornModel
 from sorting_sinkhorn import gather_blocks
 

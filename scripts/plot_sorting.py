@@ -32,10 +32,10 @@ from matplotlib.colors import PowerNorm  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from transformers import AutoConfig, AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedModel  # noqa: E402
 from transformers.utils import logging  # noqa: E402
-from user_errors import UserError  # noqa: E402
 
-import modeling_sinkhorn  # noqa: E402, F401  registers the Sinkhorn classes with the Auto classes
+import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance  # noqa: E402
+from common.errors import UserError  # noqa: E402
 from sorting_sinkhorn import hard_assignment  # noqa: E402
 
 
@@ -346,7 +346,7 @@ def read_text(args: PlotArguments) -> str:
         except UnicodeDecodeError as error:
             raise UserError(f"--text_file: {args.text_file} is not UTF-8 text (byte {error.start}).") from None
     else:
-        from sotu import load_address_splits  # needs the packages of `[train]`
+        from training.shipped_data import load_address_splits  # needs the packages of `[train]`
 
         text = load_address_splits(0)["test"][0]["text"]
     if not text.strip():

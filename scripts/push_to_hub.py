@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
-from folder_checks import check_folder, is_weights, some
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
@@ -38,7 +37,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
-from user_errors import UserError
+
+from common.errors import UserError
+from hub.folder_checks import check_folder, is_weights, some
 
 
 @dataclass

@@ -22,15 +22,7 @@ from pathlib import Path
 import evaluate
 import numpy as np
 import torch
-from baselines import baselines
 from datasets import DatasetDict, load_dataset
-from flags import parse, remember
-from model_choice import ModelArguments, dataset_options, load_config, load_tokenizer, load_weights, longest_input
-from resuming import Clock, find_checkpoint, resumes
-from run_record import command, provenance, write_json
-from sotu import load_passages
-from text_data import Task, hold_out_validation, make_task, read_file, text_and_label
-from training_defaults import SmallModelTrainingArguments
 from transformers import (
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
@@ -38,7 +30,23 @@ from transformers import (
     Trainer,
     set_seed,
 )
-from user_errors import UserError
+
+from common.errors import UserError
+from common.run_record import command, provenance, write_json
+from training.baselines import baselines
+from training.classification_data import Task, hold_out_validation, make_task, read_file, text_and_label
+from training.defaults import SmallModelTrainingArguments
+from training.flags import parse, remember
+from training.model_choice import (
+    ModelArguments,
+    dataset_options,
+    load_config,
+    load_tokenizer,
+    load_weights,
+    longest_input,
+)
+from training.resuming import Clock, find_checkpoint, resumes
+from training.shipped_data import load_passages
 
 
 METRICS = Path(__file__).resolve().parent.parent / "metrics"

@@ -5,7 +5,7 @@ flags but the output folder: the shipped State of the Union addresses and a smal
 
     python scripts/run_clm.py --output_dir runs/clm
     python scripts/run_clm.py --output_dir runs/compare --compare_with local_attention,full_attention \\
-        --results_file results/sotu_clm.json
+        --results_file results/language_modeling/sotu.json
     python scripts/run_clm.py --output_dir runs/tiny --max_steps 20 --max_eval_samples 8 --block_size 256 \\
         --config_overrides hidden_size=64,num_hidden_layers=1
     python scripts/run_clm.py --output_dir runs/mine --train_file book.txt --validation_file other.txt --keep_documents
@@ -13,13 +13,10 @@ flags but the output folder: the shipped State of the Union addresses and a smal
     torchrun --nproc_per_node 2 scripts/run_clm.py --output_dir runs/clm --use_cpu
 """
 
-import math
 from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
-from language_modeling import Objective, bits_per_byte, count_tokens, main
-from model_choice import longest_input
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -27,7 +24,10 @@ from transformers import (
     PreTrainedTokenizerBase,
     set_seed,
 )
-from user_errors import UserError
+
+from common.errors import UserError
+from training.language_modeling import SMALL_MODEL, Objective, PadWithLabels, causal_scores, count_tokens, main
+from training.model_choice import longest_input
 
 
 @dataclass
@@ -44,46 +44,13 @@ class ChunkArguments:
             )
 
 
-SMALL_MODEL = {
-    "hidden_size": 128,
-    "intermediate_size": 344,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "block_size": 64,
-    "is_decoder": True,
-}
-
-
 def add_labels(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Every token is to be predicted but the first of its row."""
     return rows.map(lambda row: {"labels": row["input_ids"]}, desc="Labels")
 
 
-class PadWithLabels:
-    """
-    Pads rows on the right. Rows without labels are to be predicted whole, the end of a text as well, which
-    `DataCollatorForLanguageModeling` would leave out where it is the padding token too, as for GPT-2's kind.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *arguments):
-        self.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked anyway
-
-    def __call__(self, rows: list[dict]) -> dict[str, Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
-        fillers = {"input_ids": self.pad_token_id, "labels": -100, "attention_mask": 0}
-        rows = [{"labels": row["input_ids"], **row, "attention_mask": [1] * len(row["input_ids"])} for row in rows]
-        return {
-            name: torch.tensor([list(row[name]) + [filler] * (length - len(row[name])) for row in rows])
-            for name, filler in fillers.items()
-        }
-
-
 def count(logits: Tensor, labels: Tensor) -> Tensor:
     return count_tokens(logits[:, :-1], labels[:, 1:])
-
-
-def scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[str, float]:
-    return {"perplexity": math.exp(loss), "bits_per_byte": bits_per_byte(loss, tokens_per_byte), "accuracy": accuracy}
 
 
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, str]:
@@ -108,12 +75,12 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dat
 
 OBJECTIVE = Objective(
     auto_class=AutoModelForCausalLM,
-    small_model=SMALL_MODEL,
+    small_model={**SMALL_MODEL, "is_decoder": True},
     collator=PadWithLabels,
     prepare_evaluation=add_labels,
     evaluation_collator=PadWithLabels,
     count=count,
-    scores=scores,
+    scores=causal_scores,
     sample=sample,
 )
 

@@ -20,9 +20,9 @@ from transformers import (
     TextStreamer,
     set_seed,
 )
-from user_errors import UserError
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+from common.errors import UserError
 
 
 @dataclass

@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass, field
 
 from datasets import Dataset
-from language_modeling import Objective, count_tokens, main
-from run_clm import SMALL_MODEL, PadWithLabels
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
-from user_errors import UserError
+
+from common.errors import UserError
+from training.language_modeling import SMALL_MODEL, Objective, PadWithLabels, count_tokens, main
 
 
 @dataclass
@@ -58,7 +58,7 @@ def scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[str, fl
 
 OBJECTIVE = Objective(
     auto_class=AutoModelForMaskedLM,
-    small_model={**SMALL_MODEL, "is_decoder": False},
+    small_model=SMALL_MODEL,
     collator=lambda tokenizer, arguments: masking(tokenizer, arguments.mlm_probability),
     prepare_evaluation=mask_once,
     evaluation_collator=PadWithLabels,

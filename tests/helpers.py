@@ -12,14 +12,14 @@ import torch
 from configuration_sinkhorn import SinkhornConfig
 
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPTS = ROOT / "scripts"
 SORTING_LAYERS = ("sinkhorn_attention", "sortcut_attention", "mixture_attention")
 ALL_LAYERS = (*SORTING_LAYERS, "local_attention", "full_attention")
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *flags) -> None:
     """A script in this process, as `python scripts/NAME *flags` would run it."""
-    monkeypatch.syspath_prepend(str(SCRIPTS))
     monkeypatch.setattr(sys, "argv", [name, *map(str, flags)])
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 

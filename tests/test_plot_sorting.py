@@ -8,23 +8,19 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
-from helpers import SCRIPTS, assert_close, run_script, tiny_config
 from transformers import BertConfig
 
+import plot_sorting
 from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
+from common.errors import UserError
+from helpers import assert_close, run_script, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
     SinkhornForMaskedLM,
     SinkhornForSequenceClassification,
     SinkhornModel,
 )
-
-
-sys.path.append(str(SCRIPTS))
-
-import plot_sorting  # noqa: E402
-from plot_sorting import pairs, watch  # noqa: E402
-from user_errors import UserError  # noqa: E402
+from plot_sorting import pairs, watch
 
 
 TEXT = "peace and friendship with all mankind; the state of the union is as sound as it was the year before | so be it"
@@ -219,7 +215,7 @@ def test_command(model_class, tmp_path, monkeypatch, capsys, tiny_tokenizer):
 
 def test_default_text_is_a_held_out_address(tmp_path):
     args = plot_sorting.PlotArguments(model_name_or_path="m", output_dir="o")
-    from sotu import load_address_splits
+    from training.shipped_data import load_address_splits
 
     text = plot_sorting.read_text(args)
     assert text == load_address_splits(0)["test"][0]["text"]

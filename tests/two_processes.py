@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
-from helpers import ALL_LAYERS, assert_close, tiny_config
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.distributed import DistributedConfig
 
+from helpers import ALL_LAYERS, assert_close, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
     SinkhornForMaskedLM,

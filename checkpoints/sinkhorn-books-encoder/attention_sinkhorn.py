@@ -43,11 +43,12 @@ try:  # a folder on the Hub, or any package
         to_blocks,
     )
 except ImportError:  # flat modules, as installed
+    from context_sinkhorn import BlockContext, Context, TokenContext
+    from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
+
     from balancing_sinkhorn import causal_floor, causal_sinkhorn_balance, sinkhorn_balance
     from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer
     from configuration_sinkhorn import SinkhornConfig
-    from context_sinkhorn import BlockContext, Context, TokenContext
-    from kernels_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
     from sorting_sinkhorn import (
         BlockGrid,
         HardSort,

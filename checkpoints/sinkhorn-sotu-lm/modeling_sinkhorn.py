@@ -51,10 +51,11 @@ try:  # a folder on the Hub, or any package
     from .context_sinkhorn import Context, documents_of, make_context
     from .loading_sinkhorn import check_loaded, explained
 except ImportError:  # flat modules, as installed
+    from context_sinkhorn import Context, documents_of, make_context
+
     from attention_sinkhorn import SinkhornAttention
     from cache_sinkhorn import check_cache
     from configuration_sinkhorn import SinkhornConfig
-    from context_sinkhorn import Context, documents_of, make_context
     from loading_sinkhorn import check_loaded, explained
 
 

@@ -21,8 +21,9 @@ try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor
     from .context_sinkhorn import CacheContext
 except ImportError:  # flat modules, as installed
-    from balancing_sinkhorn import causal_floor
     from context_sinkhorn import CacheContext
+
+    from balancing_sinkhorn import causal_floor
 
 
 # Blocks whose inputs are kept, the one being written included: as far as `crop` reaches by itself.

@@ -4,30 +4,28 @@ What does a trained language model use its sorting for? Scores it on held-out te
 layers replaced while everything else stays: by what balancing makes of equal logits, by the block before, by the first
 block, by an even mixture of all earlier blocks, and by nothing (its own block alone).
 
-    python scripts/experiments/interventions.py --model_name_or_path checkpoints/sinkhorn-sotu-lm
+    python scripts/run_experiments.py interventions --model_name_or_path checkpoints/sinkhorn-sotu-lm
 """
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+import attention_sinkhorn
+from common.run_record import provenance, write_json
+from modeling_sinkhorn import SinkhornForCausalLM
+from training.language_data import LanguageModelingDataArguments, load_documents, to_chunks
+from training.language_modeling import causal_scores as scores
+from training.language_modeling import count_tokens
+
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-import torch  # noqa: E402
-from language_modeling import count_tokens  # noqa: E402
-from lm_data import LanguageModelingDataArguments, load_documents, to_chunks  # noqa: E402
-from run_clm import scores  # noqa: E402
-from run_record import provenance, write_json  # noqa: E402
-from torch import Tensor  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
-
-import attention_sinkhorn  # noqa: E402
-from modeling_sinkhorn import SinkhornForCausalLM  # noqa: E402
 
 
 Replace = Callable[..., Tensor]  # logits, allowed pairs, iterations, what else balancing takes: to a sort matrix
@@ -110,14 +108,18 @@ def weights_of(model: SinkhornForCausalLM, rows: Tensor, replace: Replace) -> li
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="run_experiments.py interventions",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--model_name_or_path", default="checkpoints/sinkhorn-sotu-lm", help="A causal Sinkhorn model."
     )
     parser.add_argument("--chunk_length", type=int, default=1024, help="Tokens per row.")
     parser.add_argument("--batch_size", type=int, default=8, help="Rows at a time.")
     parser.add_argument("--max_rows", type=int, default=64, help="Score the first rows alone.")
-    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "interventions.json")
+    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "experiments" / "interventions.json")
     options = parser.parse_args(arguments)
     names = ("model_name_or_path", "chunk_length", "batch_size", "max_rows")
     asked = [part for name in names for part in (f"--{name}", getattr(options, name))]
@@ -128,7 +130,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = torch.tensor(chunks["test"]["input_ids"])
     record = {
         **provenance(),
-        "command": ["scripts/experiments/interventions.py", *map(str, asked)],
+        "command": ["scripts/run_experiments.py", "interventions", *map(str, asked)],
         "rows": list(rows.shape),
         "scores": {},
         "weights": {},
@@ -144,7 +146,3 @@ def main(arguments: list[str] | None = None) -> None:
     record["scores"]["nothing"] = evaluate(local, rows, options.batch_size, rates["test"])
     print(f"nothing: perplexity {record['scores']['nothing']['perplexity']:.1f}")
     write_json(options.results_file, record)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from user_errors import UserError
+
+from common.errors import UserError
 
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -51,7 +52,7 @@ class Run:
         flags = {"conditions": self.condition, "only": self.model, "seeds": str(self.seed)}
         flags = itertools.chain.from_iterable((f"--{name}", value) for name, value in flags.items())
         return [
-            "scripts/experiments/run.py",
+            "scripts/run_experiments.py",
             self.experiment,
             *flags,
             *(["--smoke"] if self.budget == "smoke" else []),

@@ -1,30 +1,27 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Makes `docs/experiments.md` and its figures from the JSON files of runs, and `results/experiments_summary.json`, means and
+Makes `docs/experiments.md` and its figures from the JSON files of runs, and `results/experiments/summary.json`, means and
 spreads over seeds for other documents to quote. What the numbers say in words is in the config files (`says`), beside the
 settings they were measured with; a number in it is `{condition/model/score}`, filled from the files.
 
-    python scripts/experiments/report.py
-    python scripts/experiments/report.py --results_dir runs/experiments_smoke --output runs/report/experiments.md
+    python scripts/maintain.py experiments
+    python scripts/maintain.py experiments --results_dir runs/experiments_smoke --output runs/report/experiments.md
 """
 
 import argparse
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
+from common.errors import UserError
+from common.run_record import write_json
+from experiments.plan import BUDGETS, experiments, load_config
+from experiments.results import cell, chosen, load_records, summary
+from experiments.tables import table
+
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-from run_record import write_json  # noqa: E402
-from user_errors import UserError  # noqa: E402
-
-from experiments.plan import BUDGETS, experiments, load_config  # noqa: E402
-from experiments.results import cell, chosen, load_records, summary  # noqa: E402
-from experiments.tables import table  # noqa: E402
 
 
 TITLES = {
@@ -45,10 +42,10 @@ comes from the JSON files in `results/experiments/`, one for a run, which hold i
 This page and its figures are made from them by
 
 ```bash
-python scripts/experiments/report.py
+python scripts/maintain.py experiments
 ```
 
-and the runs by `python scripts/experiments/run.py all --jobs 2` (`--help` tells the rest).
+and the runs by `python scripts/run_experiments.py all --jobs 2` (`--help` tells the rest).
 
 | model | |
 |---|---|
@@ -139,7 +136,9 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results_dir", type=Path, default=ROOT / "results" / "experiments", help="Files of run.py.")
+    parser.add_argument(
+        "--results_dir", type=Path, default=ROOT / "results" / "experiments", help="Files of run_experiments.py."
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "experiments.md", help="Page to write.")
     parser.add_argument("--figures_dir", type=Path, help="Default: figures/ beside the page.")
     options = parser.parse_args(arguments)
@@ -149,9 +148,5 @@ def main(arguments: list[str] | None = None) -> None:
     relative = Path(os.path.relpath(folder, options.output.parent)).as_posix()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(render(records, figure_names(records, relative)), encoding="utf-8")
-    write_json(options.results_dir.with_name(f"{options.results_dir.name}_summary.json"), summary(records))
+    write_json(options.results_dir / "summary.json", summary(records))
     print(f"{len(records)} runs: {options.output}")
-
-
-if __name__ == "__main__":
-    main()

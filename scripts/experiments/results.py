@@ -32,8 +32,8 @@ class Cell:
 
 
 def load_records(folder: Path) -> list[dict[str, Any]]:
-    """All runs in `folder`, in the order of their file names."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
+    """All runs in `folder`, `experiment/condition/model.seedN.json`, in the order of their names."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/*.json"))]
 
 
 def chosen(records: Iterable[dict], **fields: Any) -> list[dict]:

@@ -3,29 +3,27 @@
 How does a SortNet learn where to look, when no loss tells it? Trains the needle encoder of `configs/needle.yaml` once more,
 and writes down on the way how much of the page with the answer its sort matrices lay beside the page that asks.
 
-    python scripts/experiments/routing.py
+    python scripts/run_experiments.py routing
 """
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from common.run_record import provenance, write_json
+from experiments.models import make_model
+from experiments.plan import Run, runs_of
+from experiments.running import be_quiet
+from experiments.tasks import load_task, needle, pad
+from experiments.training import Clock, curve, make_trainer
+
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
-
-import torch  # noqa: E402
-from run_record import provenance, write_json  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import PreTrainedModel, TrainerCallback  # noqa: E402
-
-from experiments.models import make_model  # noqa: E402
-from experiments.plan import Run, runs_of  # noqa: E402
-from experiments.run import be_quiet  # noqa: E402
-from experiments.tasks import load_task, needle, pad  # noqa: E402
-from experiments.training import Clock, curve, make_trainer  # noqa: E402
 
 
 SHOWN = (0, 1 / 4, 3 / 8, 1)  # parts of the training after which a matrix is kept
@@ -97,21 +95,19 @@ def watch_run(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="run_experiments.py routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budget", choices=("full", "smoke"), default="full", help="smoke: a few steps.")
     parser.add_argument("--every", type=int, default=10, help="Look after so many steps.")
-    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "routing.json")
+    parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "experiments" / "routing.json")
     options = parser.parse_args(arguments)
     be_quiet()
     (run,) = runs_of("needle", options.budget, seeds=[0], models=["soft"], conditions=["256"])
     with tempfile.TemporaryDirectory() as work_dir:
         seen = watch_run(run, options.every, Path(work_dir))
-    command = ["scripts/experiments/routing.py", "--budget", options.budget, "--every", str(options.every)]
+    command = ["scripts/run_experiments.py", "routing", "--budget", options.budget, "--every", str(options.every)]
     write_json(options.results_file, {**provenance(), "command": command, **seen})
     for point in seen["points"]:
         best = max(max(heads) for heads in point["weights"])
         print(f"step {point['step']:4}  accuracy {point['accuracy']:.3f}  largest weight of a head {best:.3f}")
-
-
-if __name__ == "__main__":
-    main()

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from resuming import Clock
-from run_record import provenance
-from training_defaults import SmallModelTrainingArguments
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from common.run_record import provenance
 from experiments.descriptors import causal_descriptor
 from experiments.models import make_model, parameters
 from experiments.plan import Run
 from experiments.tasks import TaskData, load_task
+from training.defaults import SmallModelTrainingArguments
+from training.resuming import Clock
 
 
 DEFAULTS = {

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sotu import load_address_splits
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from experiments.tasks import TaskData, first, pad
 from experiments.tasks.imdb import drawn, read
 from experiments.tasks.text import BYTE_VOCABULARY, bytes_of
+from training.shipped_data import load_address_splits
 
 
 POSITIONS = 16  # parts of a row and of a document that are told apart

@@ -4,10 +4,9 @@ The party of the president who gave a State of the Union address, from a passage
 president, is both in training and in the test.
 """
 
-from sotu import PARTIES, load_passages
-
 from experiments.tasks import TaskData
 from experiments.tasks.text import classification
+from training.shipped_data import PARTIES, load_passages
 
 
 def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from bpe import train_tokenizer
-from sotu import load_address_splits, split_words
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 
 from experiments.tasks import TEST, TRAIN, VALIDATION, Generated, TaskData, pad
+from training.shipped_data import load_address_splits, split_words
+from training.tokenizer import train_tokenizer
 
 
 KINDS = {

@@ -4,12 +4,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from bpe import SPECIAL_TOKENS, train_tokenizer
 from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
 from experiments.tasks import TaskData, chosen, pad
+from training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
 SPECIALS = len(SPECIAL_TOKENS)  # a byte's token is its value plus this

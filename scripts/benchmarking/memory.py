@@ -1,0 +1,225 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Peak memory of a pass, on top of the parameters and their gradients, which are there before it, and how it grows with the
+length. On a CPU each measurement has a fresh process, whose heap nobody used before.
+"""
+
+import contextlib
+import ctypes
+import math
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+
+from benchmarking.models import make
+from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
+
+
+PRELOAD = ["torch", "transformers", "memory"]  # what children need, imported once
+WARM_UP_LENGTH = 64
+MEGABYTE = 2**20
+
+
+class Task(NamedTuple):
+    """What to measure. Picklable: a child builds the model itself."""
+
+    name: str
+    length: int
+    device: str = "cpu"
+    dtype: str = "float32"
+    checkpointing: bool = False
+    kinds: tuple[str, ...] = PASSES
+
+
+def peak_memory(task: Task, timeout: float = 600) -> dict[str, Any]:
+    """
+    `{pass: {"megabytes": peak, "seconds": of that one pass}}`. Where the process ends or runs out of memory, or takes
+    more than `timeout` seconds: `{pass: {"megabytes": None, "seconds": None}, "reason": why}`.
+    """
+    if task.device != "cpu":
+        return _complete(task, _catching(_on_cuda, task))
+    return _complete(task, _in_child(task, timeout))
+
+
+def _complete(task: Task, answer: dict[str, Any]) -> dict[str, Any]:
+    return {kind: {"megabytes": None, "seconds": None} for kind in task.kinds} | answer
+
+
+def _catching(measure, task: Task) -> dict[str, Any]:
+    """A model that cannot run at this length is a result too."""
+    try:
+        return measure(task)
+    except (RuntimeError, MemoryError, ValueError, AssertionError, TypeError, NotImplementedError) as error:
+        return {"reason": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
+
+
+# CPU -----------------------------------------------------------------------------------------------------------------
+
+
+def _in_child(task: Task, timeout: float) -> dict[str, Any]:
+    context = multiprocessing.get_context("forkserver")
+    _start_server(context)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(sender, task, torch.get_num_threads()), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        if receiver.poll(timeout):
+            return receiver.recv()
+        return {"reason": f"took more than {timeout:.0f} s"}
+    except EOFError:
+        process.join()
+        return {"reason": f"the process ended with code {process.exitcode} (-9: killed, as for want of memory)"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _start_server(context) -> None:
+    """Starts the process that the children are copies of. It looks for modules only where `PYTHONPATH` says."""
+    from multiprocessing import forkserver
+
+    context.set_forkserver_preload(PRELOAD)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+def _child(sender: Connection, task: Task, threads: int) -> None:
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, this process is to go, not the benchmark
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    sender.send(_catching(_on_cpu, task))
+
+
+def _on_cpu(task: Task) -> dict[str, Any]:
+    _give_back_at_once()
+    # Thread pools and the buffers of libraries. With a model of its own: some settle on the length of their first row.
+    small = make(task.name, WARM_UP_LENGTH)
+    for kind in PASSES:
+        prepare(small, kind)
+        run(small, single_row(WARM_UP_LENGTH), kind)
+    del small
+    contestant, batch = _set_up(task)
+    measured = {}
+    for kind in task.kinds:
+        contestant.model.train(kind != FORWARD)
+        before = _reset_peak()
+        start = time.perf_counter()
+        run(contestant, batch, kind)
+        measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": _peak(before) / MEGABYTE}
+    return measured
+
+
+def _set_up(task: Task):
+    contestant = make(task.name, task.length, task.device, getattr(torch, task.dtype))
+    if task.checkpointing:
+        enable_checkpointing(contestant.model)
+    for parameter in contestant.model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    return contestant, single_row(task.length).to(task.device)
+
+
+def _give_back_at_once() -> None:
+    """Lets malloc map every tensor on its own, so that what was freed does not stand ready for the next one."""
+    m_mmap_threshold = -3
+    _call_libc("mallopt", m_mmap_threshold, 2**16)
+
+
+def _call_libc(function: str, *arguments: int) -> None:
+    """A function of glibc's malloc. With another libc, figures are a little less exact."""
+    with contextlib.suppress(AttributeError, OSError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
+
+
+def _reset_peak() -> int:
+    """Sets the high-water mark back, and returns the bytes in use now, without those that malloc only keeps ready."""
+    _call_libc("malloc_trim", 0)
+    # Where it cannot be set back (no Linux), the smaller pass comes first, and the larger one is above its mark.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") if Path("/proc/self/status").exists() else _max_resident()
+
+
+def _peak(before: int) -> int:
+    return (_status("VmHWM") if Path("/proc/self/status").exists() else _max_resident()) - before
+
+
+def _status(field: str) -> int:
+    """Bytes, from /proc/self/status, which gives kB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
+
+
+def _max_resident() -> int:
+    """Bytes; macOS counts in bytes, others in kB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+# CUDA ----------------------------------------------------------------------------------------------------------------
+
+
+def _on_cuda(task: Task) -> dict[str, Any]:
+    contestant, batch = _set_up(task)
+    measured = {}
+    for kind in task.kinds:
+        contestant.model.train(kind != FORWARD)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        start = time.perf_counter()
+        run(contestant, batch, kind)
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated() - before
+        measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": peak / MEGABYTE}
+    return measured
+
+
+# Growth --------------------------------------------------------------------------------------------------------------
+
+
+def fit_growth(lengths: Sequence[int], values: Sequence[float | None]) -> dict[str, float] | None:
+    """
+    How megabytes (or seconds) grow with the length.
+
+    Returns:
+        Of a straight line: `per_1000_tokens`, `intercept` and `r_squared`; and `exponent`, the slope of a straight line
+        through the logarithms of the longer half of the lengths: 1 is linear, 2 quadratic. `None` for fewer than two
+        values above 0.
+    """
+    points = [
+        (length, value) for length, value in zip(lengths, values, strict=True) if value is not None and value > 0
+    ]
+    if len(points) < 2:
+        return None
+    x, y = zip(*points)
+    slope, intercept = statistics.linear_regression(x, y)
+    spread = statistics.pvariance(y)
+    residuals = statistics.fmean((value - slope * length - intercept) ** 2 for length, value in points)
+    longer = points[-max(2, math.ceil(len(points) / 2)) :]
+    logarithms = zip(*((math.log(length), math.log(value)) for length, value in longer))
+    return {
+        "per_1000_tokens": slope * 1000,
+        "intercept": intercept,
+        "r_squared": 1 - residuals / spread if spread > 0 else 1.0,
+        "exponent": statistics.linear_regression(*logarithms).slope,
+    }

@@ -1,0 +1,267 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+The models that `benchmark.py` compares: ours in all variants, the same network with its attention taken out (the
+floor), and peers from Transformers and PyPI. All have the same width, depth and heads, feed-forward networks of about
+the same number of parameters, and no dropout.
+
+A model is made anew for each length: its table of positions has just that many rows, and what some peers settle on in
+their first pass (BigBird its kind of attention, Reformer its number of buckets) is settled for that length.
+"""
+
+import importlib.metadata
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertModel,
+    BigBirdConfig,
+    BigBirdModel,
+    LongformerConfig,
+    LongformerModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedModel,
+    ReformerConfig,
+    ReformerModel,
+)
+
+from attention_sinkhorn import SinkhornAttention
+from configuration_sinkhorn import SinkhornConfig
+from modeling_sinkhorn import SinkhornModel
+
+
+HIDDEN, LAYERS, HEADS, BLOCK, VOCAB = 256, 4, 4, 64, 8000
+GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the one have about the parameters of two of the other
+FIRST_TOKEN = 5  # tokens below are special in one model or another
+
+FLOOR, MAIN, FULL = "floor", "sinkhorn soft", "full attention"
+OURS: dict[str, dict[str, Any]] = {
+    MAIN: {},
+    "sinkhorn hard": {"sort_assignment": "hard"},
+    "sortcut": {"layer_types": ["sortcut_attention"] * LAYERS},
+    "local": {"layer_types": ["local_attention"] * LAYERS},
+    "mixture": {"layer_types": ["mixture_attention"] * LAYERS},
+    FULL: {"layer_types": ["full_attention"] * LAYERS},
+    "causal sinkhorn soft": {"is_decoder": True},
+    "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
+    "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
+}
+# The PyPI package has the name of ours, so pip would put it in the place of ours. It goes into a folder of its own; what
+# it needs is in the extra `benchmark`.
+PYPI_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "peers"
+PYPI_INSTALL = "pip install --no-deps --target .cache/peers sinkhorn_transformer==0.11.4"
+PYPI_ROUTING = {
+    "PyPI sinkhorn": {},  # as it comes: the two best blocks, no balancing
+    "PyPI sinkhorn, balanced": {"non_permutative": False, "n_top_buckets": 1, "sinkhorn_iter": 8},
+}
+
+
+class Contestant(NamedTuple):
+    """A model of one length, and what is told of it."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    read: Callable[[Any], Tensor]  # what the model returned to hidden states (B, L, E)
+
+    def __call__(self, input_ids: Tensor, **inputs: Tensor) -> Tensor:
+        """`(B, L)` tokens to hidden states `(B, L, E)`."""
+        return self.read(self.model(input_ids, **inputs))
+
+    @property
+    def ran_as(self) -> str | None:
+        """The kind of attention that BigBird has settled on."""
+        return getattr(self.model, "attention_type", None)
+
+    def parameters(self) -> dict[str, int]:
+        """`all` of them, and those that do not belong to tables of tokens and positions."""
+        sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
+        return {
+            "all": sum(sizes.values()),
+            "without_embeddings": sum(size for name, size in sizes.items() if "emb" not in name),
+        }
+
+
+def names() -> list[str]:
+    """Every model: the floor first, then ours and peers by turns."""
+    by_turns = itertools.chain.from_iterable(itertools.zip_longest(OURS, PEERS))
+    return [FLOOR, *filter(None, by_turns)]
+
+
+def make(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Contestant:
+    """The model `name` for rows of `length` tokens, weights drawn from a fixed seed."""
+    torch.manual_seed(0)
+    contestant = PEERS[name](length) if name in PEERS else _ours(name, length)
+    contestant.model.to(device, dtype)
+    return contestant
+
+
+def _ours(name: str, length: int) -> Contestant:
+    model = SinkhornModel(sinkhorn_config(name, max_position_embeddings=length))
+    if name == FLOOR:
+        take_attention_out(model)
+    return _of_transformers(model)
+
+
+def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
+    """Of one of our variants, or the floor."""
+    settings = {
+        "vocab_size": VOCAB,
+        "hidden_size": HIDDEN,
+        "intermediate_size": GATED_WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "block_size": BLOCK,
+        "use_cache": False,
+        "attn_implementation": "sdpa",
+    }
+    return SinkhornConfig(**(settings | OURS[FULL if name == FLOOR else name] | overrides))
+
+
+def take_attention_out(model: SinkhornModel) -> None:
+    """Leaves the four projections of each layer, so that no attention over the same network can be faster."""
+
+    def forward(self: SinkhornAttention, inputs: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
+        return self.o_proj(self.q_proj(inputs) + self.k_proj(inputs) + self.v_proj(inputs)), None, None
+
+    for module in model.modules():
+        if isinstance(module, SinkhornAttention):
+            module.forward = MethodType(forward, module)
+
+
+def _of_transformers(model: PreTrainedModel) -> Contestant:
+    told = model.config.to_diff_dict()
+    for field in ("auto_map", "transformers_version", "architectures", "dtype"):
+        told.pop(field, None)
+    return Contestant(model, told, lambda outputs: outputs.last_hidden_state)
+
+
+# Peers ---------------------------------------------------------------------------------------------------------------
+
+SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def _bert(length: int) -> Contestant:
+    config = BertConfig(
+        **SIZES,
+        **NO_DROPOUT,
+        intermediate_size=PLAIN_WIDTH,
+        max_position_embeddings=length,
+        attn_implementation="sdpa",
+    )
+    return _of_transformers(BertModel(config, add_pooling_layer=False))
+
+
+def _modernbert(length: int) -> Contestant:
+    """Gated as ours. Its pattern of layers and its window of 128 are its defaults: global in the first of three."""
+    config = ModernBertConfig(
+        **SIZES,
+        intermediate_size=GATED_WIDTH,
+        max_position_embeddings=length,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        cls_token_id=1,
+        sep_token_id=2,
+        attn_implementation="sdpa",
+    )
+    return _of_transformers(ModernBertModel(config))
+
+
+def _longformer(length: int) -> Contestant:
+    window = 256
+    config = LongformerConfig(
+        **SIZES,
+        **NO_DROPOUT,
+        intermediate_size=PLAIN_WIDTH,
+        attention_window=window,
+        max_position_embeddings=_multiple(length, window) + 2,  # it counts positions from 2
+    )
+    return _of_transformers(LongformerModel(config, add_pooling_layer=False))
+
+
+def _big_bird(length: int) -> Contestant:
+    """Block-sparse, but where a row has 11 blocks or fewer: there it turns to full attention by itself (`ran_as`)."""
+    config = BigBirdConfig(
+        **SIZES,
+        **NO_DROPOUT,
+        intermediate_size=PLAIN_WIDTH,
+        attention_type="block_sparse",
+        block_size=BLOCK,
+        max_position_embeddings=_multiple(length, BLOCK),
+    )
+    return _of_transformers(BigBirdModel(config, add_pooling_layer=False))
+
+
+def _reformer(length: int) -> Contestant:
+    """Reversible layers, local and LSH by turns. It returns both streams, which are `2 * HIDDEN` wide together."""
+    settings = {field: value for field, value in SIZES.items() if field != "num_hidden_layers"}
+    config = ReformerConfig(
+        **settings,
+        attn_layers=["local", "lsh"] * (LAYERS // 2),
+        attention_head_size=HIDDEN // HEADS,
+        feed_forward_size=PLAIN_WIDTH,
+        hidden_dropout_prob=0.0,
+        local_attention_probs_dropout_prob=0.0,
+        lsh_attention_probs_dropout_prob=0.0,
+        axial_pos_embds=False,  # axial ones want a length that is known in advance
+        max_position_embeddings=_multiple(length, BLOCK),
+        local_attn_chunk_length=BLOCK,
+        lsh_attn_chunk_length=BLOCK,
+        use_cache=False,
+    )
+    return _of_transformers(ReformerModel(config))
+
+
+def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
+    def build(length: int) -> Contestant:
+        if PYPI_FOLDER.is_dir() and str(PYPI_FOLDER) not in sys.path:
+            sys.path.append(str(PYPI_FOLDER))
+        try:
+            from sinkhorn_transformer import SinkhornTransformerLM
+        except ImportError as error:
+            raise ImportError(f"{error}; it comes with `{PYPI_INSTALL}` and the extra `benchmark`") from error
+        settings = {
+            "num_tokens": VOCAB,
+            "dim": HIDDEN,
+            "depth": LAYERS,
+            "heads": HEADS,
+            "bucket_size": BLOCK,
+            "max_seq_len": _multiple(length, BLOCK),
+            "return_embeddings": True,
+        }
+        # Its feed-forward network is four times as wide as the model, without a gate the size of the others'.
+        model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
+        return Contestant(
+            model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
+        )
+
+    return build
+
+
+def pypi_version() -> str | None:
+    """Of the package in the folder, not of ours, which has the same name."""
+    for distribution in importlib.metadata.distributions(name="sinkhorn_transformer", path=[str(PYPI_FOLDER)]):
+        return distribution.version
+    return None
+
+
+def _multiple(length: int, of: int) -> int:
+    return -(-length // of) * of
+
+
+PEERS: dict[str, Callable[[int], Contestant]] = {
+    "BERT": _bert,
+    "ModernBERT": _modernbert,
+    "Longformer": _longformer,
+    "BigBird": _big_bird,
+    "Reformer": _reformer,
+    **{name: _pypi(routing) for name, routing in PYPI_ROUTING.items()},
+}

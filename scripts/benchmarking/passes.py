@@ -1,0 +1,93 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""What `benchmark.py` measures: a forward, or a forward and a backward, over random tokens of a given shape."""
+
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarking.models import FIRST_TOKEN, VOCAB, Contestant
+
+
+FORWARD, BOTH = "forward", "forward_backward"
+PASSES = (FORWARD, BOTH)
+
+
+class Batch(NamedTuple):
+    input_ids: Tensor  # (B, L)
+    attention_mask: Tensor | None = None  # (B, L)
+    position_ids: Tensor | None = None  # (B, L)
+
+    @property
+    def num_tokens(self) -> int:
+        """Without padding."""
+        return self.input_ids.numel() if self.attention_mask is None else int(self.attention_mask.sum())
+
+    def to(self, device: str) -> "Batch":
+        return Batch(*(None if part is None else part.to(device) for part in self))
+
+    def inputs(self) -> dict[str, Tensor]:
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+
+def _random_tokens(*shape: int, seed: int) -> Tensor:
+    return torch.randint(FIRST_TOKEN, VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def single_row(length: int, seed: int = 0) -> Batch:
+    return Batch(_random_tokens(1, length, seed=seed))
+
+
+def ragged_batch(num_rows: int, longest: int, seed: int = 0) -> Batch:
+    """Right-padded rows, their lengths spread evenly from an eighth of `longest` to `longest`, in shuffled order."""
+    shortest = max(longest // 8, 1)
+    steps = torch.linspace(shortest, longest, num_rows).round().long()
+    lengths = steps[torch.randperm(num_rows, generator=torch.Generator().manual_seed(seed))]
+    mask = (torch.arange(longest) < lengths.unsqueeze(-1)).long()
+    return Batch(_random_tokens(num_rows, longest, seed=seed) * mask, mask)
+
+
+def packed_batch(lengths: list[int], seed: int = 0) -> Batch:
+    """Documents of those lengths one after another in a single row, with positions that restart in each."""
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    return Batch(_random_tokens(1, sum(lengths), seed=seed), position_ids=positions.unsqueeze(0))
+
+
+def enable_checkpointing(model: nn.Module) -> None:
+    """Activation checkpointing, under the name that the library has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+def prepare(contestant: Contestant, kind: str) -> None:
+    """Evaluation mode for a forward; training mode (so ours draws its noise) and no gradients for both passes."""
+    contestant.model.train(kind == BOTH)
+    contestant.model.zero_grad(set_to_none=True)
+
+
+def run(contestant: Contestant, batch: Batch, kind: str) -> None:
+    """One pass. A forward alone keeps nothing for a backward; the loss of both is a mean of squares over tokens."""
+    if kind == FORWARD:
+        with torch.no_grad():
+            contestant(**batch.inputs())
+        return
+    squares = contestant(**batch.inputs()).float().square().mean(-1)
+    if batch.attention_mask is not None:
+        squares = squares * batch.attention_mask
+    (squares.sum() / batch.num_tokens).backward()
+
+
+def seconds(contestant: Contestant, batch: Batch, kind: str) -> float:
+    """Of one pass, on a GPU until it has really ended."""
+    prepare(contestant, kind)
+    _wait(batch)
+    start = time.perf_counter()
+    run(contestant, batch, kind)
+    _wait(batch)
+    return time.perf_counter() - start
+
+
+def _wait(batch: Batch) -> None:
+    if batch.input_ids.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,118 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Rounds in which every model takes its turn, so that what slows the machine down for a while slows all of them down."""
+
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from benchmarking.models import FLOOR, Contestant
+from benchmarking.passes import BOTH, PASSES, Batch, seconds
+
+
+MOST_ROUNDS = 25
+MODELS_PER_BASE = 4  # so that what a model is compared with was measured seconds before
+SLOW = 3.0  # seconds of a pass from which on no warm-up pays
+
+
+class Timings(NamedTuple):
+    seconds: dict[str, dict[str, list[float]]]  # model, pass: one entry per round
+    base: dict[str, dict[str, list[float]]]  # the same of the base, measured shortly before
+    failures: dict[str, str]  # model: why it was given up
+
+    def ratio(self, name: str, kind: str) -> float:
+        """The median over rounds of a model's time as a multiple of the base's shortly before."""
+        return statistics.median(map(operator.truediv, self.seconds[name][kind], self.base[name][kind]))
+
+
+def time_rounds(
+    contestants: Mapping[str, Contestant],
+    batch: Batch,
+    budget: float,
+    least_rounds: Callable[[str], int],
+    expected: Callable[[str], float] = lambda name: 0.0,
+    kinds: tuple[str, ...] = PASSES,
+    base: str = FLOOR,
+) -> Timings:
+    """
+    In each round, of each model a forward and then a forward with a backward, and of the base again before every few
+    models. The order turns by one from round to round.
+
+    Args:
+        budget: seconds after which no further round begins for models that have had their `least_rounds`.
+        expected: seconds of a pass, as far as known; slow models have no round to warm up.
+        base: the model that the others are compared with.
+    """
+    times: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in contestants}
+    bases: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in contestants}
+    failures: dict[str, str] = {}
+
+    def measure(name: str) -> dict[str, float] | None:
+        try:
+            return {kind: seconds(contestants[name], batch, kind) for kind in kinds}
+        except (RuntimeError, MemoryError, ValueError, AssertionError, TypeError) as error:
+            if name == base:
+                raise
+            failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            return None
+
+    def record(name: str, measured: dict[str, float], of_base: dict[str, float]) -> None:
+        for kind in kinds:
+            times[name][kind].append(measured[kind])
+            bases[name][kind].append(of_base[kind])
+
+    for name in contestants:
+        if expected(name) < SLOW:
+            measure(name)
+    others, start = [name for name in contestants if name != base], time.perf_counter()
+    for number in tqdm(range(MOST_ROUNDS), desc=f"{batch.input_ids.numel():,} tokens: rounds"):
+        in_time = time.perf_counter() - start < budget
+        turned = others[number % max(len(others), 1) :] + others[: number % max(len(others), 1)]
+        due = [name for name in turned if (in_time or number < least_rounds(name)) and name not in failures]
+        if not due and not in_time and number >= least_rounds(base):
+            break
+        for first in range(0, max(len(due), 1), MODELS_PER_BASE):
+            of_base = measure(base)
+            record(base, of_base, of_base)
+            for name in due[first : first + MODELS_PER_BASE]:
+                measured = measure(name)
+                if measured is not None:
+                    record(name, measured, of_base)
+    return Timings({name: times[name] for name in contestants if name not in failures}, bases, failures)
+
+
+def summarize(timings: Timings, name: str, num_tokens: int) -> dict[str, Any]:
+    """
+    Of one model, per pass: the median and the range of its seconds, tokens per second, the median over rounds of its
+    ratio to the floor's time shortly before, and the ratio of the medians.
+    """
+    summary: dict[str, Any] = {"rounds": len(timings.seconds[name][BOTH])}
+    for kind in PASSES:
+        values = timings.seconds[name][kind]
+        median = statistics.median(values)
+        summary[kind] = {
+            "seconds": median,
+            "spread": [min(values), max(values)],
+            "tokens_per_second": num_tokens / median,
+            "ratio_to_floor": timings.ratio(name, kind),
+            "ratio_of_medians": median / statistics.median(timings.seconds[FLOOR][kind]),
+        }
+    return summary
+
+
+def predict(history: Mapping[int, float], length: int) -> float:
+    """
+    Seconds at `length` from those at shorter lengths: on a straight line through the logarithms of the last two, between
+    linear and quadratic; quadratic after one; 0 where nothing is known.
+    """
+    if not history:
+        return 0.0
+    *others, last = sorted(history)
+    exponent = 2.0
+    if others:
+        exponent = math.log(history[last] / history[others[-1]]) / math.log(last / others[-1])
+    return history[last] * (length / last) ** min(max(exponent, 1.0), 2.0)

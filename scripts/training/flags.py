@@ -1,0 +1,120 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""The flags of a script that trains: from the command line or a JSON file, as for Transformers' own scripts."""
+
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from common.errors import UserError
+from common.run_record import write_json
+
+
+# What does not change what is trained, so that a run may go on with other values of it.
+NOT_OF_THE_TRAINING = {
+    "output_dir",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "results_file",
+    "compare_with",
+    "do_eval",
+    "do_predict",
+    "max_eval_samples",
+    "token",
+    "cache_dir",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_token",
+    "report_to",
+    "disable_tqdm",
+    "preprocessing_num_workers",
+    "dataloader_num_workers",
+}
+
+
+def parse(*argument_classes: type) -> tuple[Any, ...]:
+    """
+    One object of each class and, last, the flags given, by name. Where they ask for no `do_train`, `do_eval` or
+    `do_predict`, all three are done.
+
+    Raises:
+        UserError: the JSON file cannot be read, a flag is not known, or a value is refused.
+    """
+    parser, given = HfArgumentParser(argument_classes), given_flags(sys.argv[1:])
+    try:
+        if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
+            parsed = parser.parse_json_file(sys.argv[1])
+        else:
+            *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+            if unknown:
+                raise UserError(f"not understood: {' '.join(unknown)}.{_did_you_mean(unknown, argument_classes)}")
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    training_args = next(arguments for arguments in parsed if hasattr(arguments, "do_train"))
+    # Their values are no sign of a wish: the Trainer sets `do_eval` wherever there is an `eval_strategy`.
+    if not given.keys() & {"do_train", "do_eval", "do_predict"}:
+        training_args.do_train = training_args.do_eval = training_args.do_predict = True
+    return (*parsed, given)
+
+
+def given_flags(arguments: list[str]) -> dict[str, Any]:
+    """`--a-b 1 2 --c=x --d` to `{"a_b": ["1", "2"], "c": ["x"], "d": []}`; of a JSON file what stands in it."""
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        try:
+            return json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{arguments[0]} cannot be read as JSON: {error}.") from None
+    given: dict[str, list[str]] = {}
+    values: list[str] = []
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, separator, value = argument[2:].partition("=")
+            values = given.setdefault(name.replace("-", "_"), [])
+            values[:] = [value] if separator else []
+        else:
+            values.append(argument)
+    return given
+
+
+def _did_you_mean(unknown: list[str], argument_classes: tuple[type, ...]) -> str:
+    known = [f"--{field.name}" for kind in argument_classes for field in dataclasses.fields(kind)]
+    close = [match for word in unknown for match in difflib.get_close_matches(word, known, 1)]
+    return f" Did you mean {' '.join(close)}?" if close else " --help lists the flags."
+
+
+def remember(given: dict[str, Any], training_args: TrainingArguments, resumes: bool) -> None:
+    """
+    Writes down which model and data a training run is of, and refuses to go on with it on others: its tokenizer and its
+    weights would not fit them.
+
+    Raises:
+        UserError: the run in `output_dir` is of another model or other data; names the flags that differ.
+    """
+    training = {field.name for field in dataclasses.fields(training_args)}
+    now = {name: value for name, value in of_the_training(given).items() if name not in training}
+    path = Path(training_args.output_dir) / "model_and_data.json"
+    if resumes and path.is_file():
+        then = json.loads(path.read_text(encoding="utf-8"))
+        differ = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
+        if differ:
+            told = "; ".join(f"--{name} was {_value(then, name)} and is {_value(now, name)}" for name in differ)
+            raise UserError(
+                f"the run in {training_args.output_dir} cannot go on with another model or other data: {told}. Give the "
+                "same, or another --output_dir."
+            )
+    elif training_args.process_index == 0:
+        write_json(path, now)
+
+
+def _value(flags: dict[str, Any], name: str) -> str:
+    value = flags.get(name)
+    return "not given" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def of_the_training(given: dict[str, Any]) -> dict[str, Any]:
+    """Those flags that a training run cannot go on with other values of."""
+    return {name: value for name, value in sorted(given.items()) if name not in NOT_OF_THE_TRAINING}

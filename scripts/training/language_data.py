@@ -1,0 +1,159 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Documents for language modelling, from the user's files, a dataset's name or the shipped addresses, as token chunks."""
+
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
+from transformers import PreTrainedTokenizerBase
+
+from common.errors import UserError
+from training.classification_data import read_file
+from training.shipped_data import load_address_splits
+
+
+@dataclass
+class LanguageModelingDataArguments:
+    dataset_name: str | None = field(default=None, metadata={"help": "Dataset for `load_dataset`."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "txt (one document), or csv, tsv, json, jsonl or parquet (a document a row)."},
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same."})
+    test_file: str | None = field(default=None, metadata={"help": "The same."})
+    extra_train_file: str | None = field(
+        default=None, metadata={"help": "Documents added to the training part of the data above; the same kinds."}
+    )
+    text_column_name: str = field(default="text", metadata={"help": "Column of the text, one document a row."})
+    validation_split_percentage: int = field(
+        default=5, metadata={"help": "Documents held out of training where there is no validation data."}
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the split, for the shipped addresses too."})
+    hold_out: str = field(
+        default="random",
+        metadata={
+            "help": "Shipped addresses held out for the test: random ones, or with `classification` those that "
+            "run_classification.py tests on."
+        },
+    )
+    keep_documents: bool = field(
+        default=False, metadata={"help": "One document a row, whole, instead of chunks of joined documents."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first chunks (or documents) only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation and test."})
+
+    def __post_init__(self) -> None:
+        if self.dataset_name and self.train_file:
+            raise UserError("give --dataset_name or --train_file, not both.")
+        if (self.validation_file or self.test_file) and not self.train_file:
+            raise UserError("--validation_file and --test_file need a --train_file.")
+        if self.hold_out not in ("random", "classification"):
+            raise UserError(f"--hold_out must be random or classification, got {self.hold_out}.")
+        for name in ("max_train_samples", "max_eval_samples"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}; leave it out to use all.")
+        if not 0 < self.validation_split_percentage < 100:
+            raise UserError(
+                f"--validation_split_percentage must be between 1 and 99, got {self.validation_split_percentage}."
+            )
+
+
+def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None = None) -> DatasetDict:
+    """
+    `train`, `validation` and perhaps `test`, with the column `text`, one document a row. `hub_options` go to
+    `load_dataset`.
+
+    Raises:
+        UserError: a file is missing, empty or not UTF-8, or has no such column; names it and the flag.
+    """
+    if args.train_file:
+        files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
+        splits = {part: read_file(path) for part, path in files.items() if path}
+    elif args.dataset_name:
+        splits = dict(load_dataset(args.dataset_name, args.dataset_config_name, **(hub_options or {})))
+    else:
+        splits = dict(load_address_splits(args.split_seed, args.hold_out))
+    splits = {part: splits[part] for part in ("train", "validation", "test") if part in splits}
+    if "train" not in splits:
+        raise UserError(f"{args.dataset_name} has no split 'train'.")
+    if args.extra_train_file:
+        splits["extra training"] = read_file(args.extra_train_file)
+    for part, data in splits.items():
+        if args.text_column_name not in data.column_names:
+            raise UserError(
+                f"the {part} data has no column '{args.text_column_name}'; its columns are "
+                f"{', '.join(data.column_names)}. Name the right one with --text_column_name."
+            )
+        texts = [text for text in data[args.text_column_name] if text and not text.isspace()]
+        if not texts:
+            raise UserError(f"the {part} data has no text in column '{args.text_column_name}'.")
+        splits[part] = Dataset.from_dict({"text": texts})
+    extra = splits.pop("extra training", None)
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = _hold_out(splits["train"], args)
+    if extra is not None:  # after validation data is held out, which is of the kind that the model is for
+        splits["train"] = concatenate_datasets([splits["train"], extra])
+    return DatasetDict(splits)
+
+
+def _hold_out(train: Dataset, args: LanguageModelingDataArguments) -> tuple[Dataset, Dataset]:
+    if len(train) < 2:
+        raise UserError(
+            "the training data is one document; give --validation_file as well, or more documents (a txt file is one, "
+            "whatever is in it; a csv or jsonl file has one a row)."
+        )
+    size = max(1, round(len(train) * args.validation_split_percentage / 100))
+    print(f"No validation data given: {size} of {len(train)} training documents are held out for it.")
+    parts = train.train_test_split(size, seed=args.split_seed)
+    return parts["train"], parts["test"]
+
+
+def to_chunks(
+    documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, chunk_length: int, args: LanguageModelingDataArguments
+) -> tuple[DatasetDict, dict[str, float]]:
+    """
+    Tokenises documents, each ended by the tokenizer's end of text, joins them and cuts them to `chunk_length` tokens; or
+    keeps them whole. Says what does not fill a last chunk and is dropped.
+
+    Returns:
+        Splits with the column `input_ids`, and the tokens per byte of text of each split.
+    """
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def tokenise(rows: dict) -> dict:
+        ids = tokenizer(rows["text"], add_special_tokens=False, verbose=False)["input_ids"]
+        return {"input_ids": [tokens + end for tokens in ids], "bytes": [len(text.encode()) for text in rows["text"]]}
+
+    def join(rows: dict) -> dict:
+        tokens = list(chain.from_iterable(rows["input_ids"]))
+        starts = range(0, len(tokens) - chunk_length + 1, chunk_length)
+        return {"input_ids": [tokens[start : start + chunk_length] for start in starts]}
+
+    workers = args.preprocessing_num_workers
+    tokens = documents.map(tokenise, batched=True, num_proc=workers, remove_columns=["text"], desc="Tokenising")
+    chunks, rates = {}, {}
+    for part, rows in tokens.items():
+        lengths = [len(ids) for ids in rows["input_ids"]]
+        rates[part] = sum(lengths) / sum(rows["bytes"])
+        rows = rows.remove_columns("bytes")
+        told = f"{part}: {len(rows)} documents, {sum(lengths)} tokens"
+        if args.keep_documents:
+            told += f", {np.median(lengths):.0f} in the middle, {max(lengths)} at most"
+        else:
+            rows = rows.map(join, batched=True, batch_size=len(rows), desc="Cutting")
+            left = sum(lengths) - len(rows) * chunk_length
+            told += (
+                f" in {len(rows)} chunks of {chunk_length}; the last {left} tokens, less than a chunk, are left out"
+            )
+        print(told)
+        if len(rows) == 0:
+            raise UserError(
+                f"the {part} data is shorter than one chunk of {chunk_length} tokens: give more text, a smaller "
+                "--block_size, or --keep_documents."
+            )
+        limit = args.max_train_samples if part == "train" else args.max_eval_samples
+        chunks[part] = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    return DatasetDict(chunks), rates

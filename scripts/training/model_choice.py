@@ -1,0 +1,187 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Which model and tokenizer a script works with: a named one, or a small one from scratch."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+from common.errors import UserError
+from training.tokenizer import train_tokenizer
+
+
+@dataclass
+class ModelArguments:
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Fine-tune this folder or Hub model."})
+    model_type: str = field(default="sinkhorn", metadata={"help": "Kind of model to start from scratch."})
+    config_name: str | None = field(default=None, metadata={"help": "Config to start from, if not the model's."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields to change, such as block_size=32,sort_assignment=hard."}
+    )
+    tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
+    train_tokenizer_vocab_size: int = field(
+        default=8000,
+        metadata={"help": "Entries of the byte-level BPE trained on the training texts if none is named."},
+    )
+    cache_dir: str | None = field(default=None, metadata={"help": "Where downloads are kept."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
+    token: str | None = field(default=None, metadata={"help": "Hub token; the stored one by default."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Type to hold the weights in: float32, bfloat16, float16, or auto for that of the file. Training "
+            "needs float32; --bf16 computes in half precision all the same."
+        },
+    )
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Renew a head of another size."})
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
+            raise UserError(f"--dtype must be float32, bfloat16, float16 or auto, got {self.dtype}.")
+
+
+def hub_options(model_args: ModelArguments) -> dict[str, Any]:
+    return {
+        "cache_dir": model_args.cache_dir,
+        "revision": model_args.model_revision,
+        "token": model_args.token,
+        "trust_remote_code": model_args.trust_remote_code,
+    }
+
+
+def dataset_options(model_args: ModelArguments) -> dict[str, Any]:
+    """Of `hub_options`, those that `load_dataset` takes."""
+    return {"cache_dir": model_args.cache_dir, "token": model_args.token}
+
+
+def load_tokenizer(
+    model_args: ModelArguments, texts: Iterable[str], checkpoint: str | None = None
+) -> PreTrainedTokenizerBase:
+    """
+    The tokenizer that the flags name, or a BPE trained on the training texts alone: that of `checkpoint`, where a run goes
+    on from one.
+
+    Raises:
+        UserError: a folder that the flags name is not there.
+    """
+    check_folders(model_args)
+    name = model_args.tokenizer_name or model_args.model_name_or_path
+    if name is not None:
+        return AutoTokenizer.from_pretrained(name, **hub_options(model_args))
+    if checkpoint is not None and (Path(checkpoint) / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(checkpoint)
+    print(f"Training a byte-level BPE tokenizer of {model_args.train_tokenizer_vocab_size} entries ...")
+    return train_tokenizer(texts, model_args.train_tokenizer_vocab_size)
+
+
+def load_config(
+    model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, small_model: dict[str, Any], **settings: Any
+) -> PreTrainedConfig:
+    """
+    The configuration that the flags name, or `small_model` (for a Sinkhorn model) with the tokenizer's vocabulary; with
+    `settings`, and then the user's overrides.
+
+    Raises:
+        UserError: an override is of a field that the configuration lacks or that the data decides, or the configuration
+            is refused; in the configuration's own words.
+    """
+    try:
+        name = model_args.config_name or model_args.model_name_or_path
+        if name is not None:
+            named = AutoConfig.from_pretrained(name, **hub_options(model_args))
+            overrides = parse_overrides(model_args.config_overrides, getattr(named, "num_hidden_layers", 1))
+            check_overrides(overrides, named, settings)
+            return AutoConfig.from_pretrained(name, **hub_options(model_args), **(settings | overrides))
+        overrides = parse_overrides(model_args.config_overrides, small_model["num_hidden_layers"])
+        check_overrides(overrides, AutoConfig.for_model(model_args.model_type), settings)
+        if overrides.get("vocab_size", len(tokenizer)) < len(tokenizer):
+            raise UserError(
+                f"--config_overrides: vocab_size must be {len(tokenizer)} or more, as the tokenizer has it."
+            )
+        ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+        small = small_model if model_args.model_type == "sinkhorn" else {}
+        settings = small | settings | {"vocab_size": len(tokenizer)} | ids | overrides
+        return AutoConfig.for_model(model_args.model_type, **settings)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the model's configuration is refused: {' '.join(str(error).split())}") from None
+
+
+def check_folders(model_args: ModelArguments) -> None:
+    """Refuses a local folder that is not there, before the Hub is asked for it. `a/b` may be either."""
+    for flag in ("model_name_or_path", "config_name", "tokenizer_name"):
+        name = getattr(model_args, flag)
+        if name is None or Path(name).expanduser().exists():
+            continue
+        if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
+            raise UserError(f"--{flag}: there is no folder {name}.")
+
+
+def check_overrides(overrides: dict[str, Any], config: PreTrainedConfig, settings: dict[str, Any]) -> None:
+    """Refuses fields that `config` does not know, which it would keep without a word, and those of the task."""
+    for name in overrides:
+        if name in settings or (name in ("num_labels", "id2label", "label2id") and settings):
+            raise UserError(f"--config_overrides: {name} follows from the data; leave it out.")
+        if not hasattr(config, name):
+            close = difflib.get_close_matches(name, config.to_dict(), 1)
+            told = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(f"--config_overrides: {config.model_type} models have no field '{name}'.{told}")
+
+
+def load_weights(model_args: ModelArguments, auto_class: type, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of that Auto class with the weights that the flags name, or new ones."""
+    if model_args.model_name_or_path is None:
+        dtype = config.dtype if model_args.dtype == "auto" else model_args.dtype
+        return auto_class.from_config(config, dtype=dtype, trust_remote_code=model_args.trust_remote_code)
+    try:
+        return auto_class.from_pretrained(
+            model_args.model_name_or_path,
+            config=config,
+            dtype=model_args.dtype,
+            ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            **hub_options(model_args),
+        )
+    except (RuntimeError, ValueError) as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise UserError(
+            f"--model_name_or_path {model_args.model_name_or_path} has weights of other sizes than its configuration now "
+            f"says, as a head for other classes. A new head is made with --ignore_mismatched_sizes. {error}"
+        ) from None
+
+
+def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The most tokens that a model takes; `None` where it takes any number."""
+    if config.model_type == "sinkhorn":
+        return None if config.sort_net == "bilinear" else config.max_num_blocks * config.block_size
+    # Of 514 positions RoBERTa's kind uses 512; the tokenizer knows. One that knows no limit gives a huge number.
+    positions = getattr(config, "max_position_embeddings", None)
+    return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
+
+
+def parse_overrides(text: str | None, num_hidden_layers: int) -> dict[str, Any]:
+    """
+    `a=1,b=hard` to a dict. One layer type stands for all layers, which are `num_hidden_layers` if it does not say
+    otherwise; several are joined by `+`.
+    """
+    overrides = {}
+    for item in filter(None, (text or "").split(",")):
+        name, separator, value = item.partition("=")
+        if not separator:
+            raise UserError(f"--config_overrides: '{item}' is not name=value.")
+        try:
+            overrides[name.strip()] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
+        except json.JSONDecodeError:
+            overrides[name.strip()] = value
+    if isinstance(overrides.get("layer_types"), str):
+        types = overrides["layer_types"].split("+")
+        layers = overrides.get("num_hidden_layers", num_hidden_layers)
+        overrides["layer_types"] = types * layers if len(types) == 1 else types
+    return overrides

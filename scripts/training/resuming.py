@@ -1,0 +1,75 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Going on with an interrupted run, and never over an earlier one by mistake."""
+
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from common.errors import UserError
+
+
+class Clock(TrainerCallback):
+    """
+    Adds up the seconds of training over interruptions, and stops with a checkpoint when a deadline has passed.
+
+    Attributes:
+        earlier: seconds of training before this process.
+        seconds: of training in all.
+    """
+
+    def __init__(self, deadline: float | None = None):
+        self.deadline = deadline  # of time.monotonic()
+        self.seconds = self.earlier = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        # The log is part of a checkpoint, so it tells what was spent before an interruption.
+        self.seconds = self.earlier = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
+        self.last = time.monotonic()
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        now = time.monotonic()
+        self.seconds, self.last = self.seconds + now - self.last, now
+        if self.deadline is not None and now > self.deadline and state.global_step < state.max_steps:
+            control.should_log = control.should_save = control.should_training_stop = True
+
+    def on_log(self, args, state, control, **kwargs) -> None:
+        state.log_history[-1]["seconds"] = self.seconds
+
+
+def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | None:
+    """The checkpoint to go on from. Raises where work of an earlier run would be overwritten unasked."""
+    output_dir = Path(training_args.output_dir)
+    if not training_args.do_train:
+        if (output_dir / "train_results.json").exists() and not overwrite:
+            raise UserError(
+                f"--output_dir {output_dir} holds a training run, whose run.json would be replaced. Name another folder "
+                "for an evaluation (the model is named by --model_name_or_path), or give --overwrite_output_dir."
+            )
+        return None
+    if not resumes(training_args):
+        if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
+            raise UserError(
+                f"--output_dir {output_dir} is not empty. Go on with its run by --resume_from_checkpoint last, replace "
+                "it by --overwrite_output_dir, or name another folder."
+            )
+        return None
+    if not resumes_from_the_last(training_args):
+        if not Path(training_args.resume_from_checkpoint).is_dir():
+            raise UserError(f"--resume_from_checkpoint: there is no folder {training_args.resume_from_checkpoint}.")
+        return training_args.resume_from_checkpoint
+    checkpoint = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
+    if checkpoint is None:
+        print(f"No checkpoint in {output_dir} yet: starting from the beginning.")
+    return checkpoint
+
+
+def resumes(training_args: TrainingArguments) -> bool:
+    """Whether a run is to go on."""
+    return training_args.resume_from_checkpoint not in (None, "False", "false")
+
+
+def resumes_from_the_last(training_args: TrainingArguments) -> bool:
+    """Whether it is to go on from the last checkpoint of its own folder."""
+    return str(training_args.resume_from_checkpoint).lower() in ("true", "last")

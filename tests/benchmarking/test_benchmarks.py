@@ -1,0 +1,457 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""The benchmark commands run, and give no speed for code that computes something else."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
+
+import attention_sinkhorn
+import benchmark
+import benchmark_gpu
+import modeling_sinkhorn
+from balancing_sinkhorn import sinkhorn_balance
+from benchmarking import memory
+from benchmarking import parity as parity_gate
+from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, VOCAB, make, names
+from benchmarking.passes import packed_batch, ragged_batch
+from benchmarking.report import by_length, crossover
+from benchmarking.timing import Timings, predict, time_rounds
+from helpers import run_script
+from modeling_sinkhorn import SinkhornModel
+from sorting_sinkhorn import hard_sort, soft_sort
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_verbosity():
+    """The command makes the library silent, and here it runs in a process with other tests."""
+    verbosity = logging.get_verbosity()
+    yield
+    logging.set_verbosity(verbosity)
+
+
+# Decoding ------------------------------------------------------------------------------------------------------------
+
+
+def test_decoding(tmp_path, monkeypatch, capsys):
+    flags = ["--contexts", "64", "256", "--rounds", "1"]
+    run_script(monkeypatch, "benchmark_decoding.py", "--results", tmp_path / "decoding.json", *flags)
+    record = json.loads((tmp_path / "decoding.json").read_text())
+    assert all(error <= 1e-4 for error in record["parity"].values())
+    printed = capsys.readouterr().out
+    for name, row in record["rows"].items():
+        assert f"| {name}" in printed
+        assert row["64"]["milliseconds_per_token"] > 0 and row["64"]["ratio_to_first_context"] == 1
+        assert row["256"]["cache_megabytes"] > row["64"]["cache_megabytes"]
+    # Keys and values alone, in float32: two heads of 64 in four layers.
+    assert record["rows"]["full attention"]["256"]["cache_megabytes"] == pytest.approx(
+        256 * 2 * 2 * 64 * 4 * 4 / 2**20
+    )
+
+
+def test_no_speed_without_parity(tmp_path, monkeypatch):
+    def leaky(logits, allowed, iterations, *rest):
+        matrix = sinkhorn_balance(logits, allowed, iterations)
+        return matrix, torch.zeros(*matrix.shape[:2], iterations, matrix.shape[-1])
+
+    monkeypatch.setattr(attention_sinkhorn, "causal_sinkhorn_balance", leaky)
+    with pytest.raises(SystemExit, match="decoding differs from the full forward.*no speed is given"):
+        run_script(monkeypatch, "benchmark_decoding.py", "--results", tmp_path / "decoding.json")
+    assert not (tmp_path / "decoding.json").exists()
+
+
+# Training ------------------------------------------------------------------------------------------------------------
+
+TINY = ["--lengths", "64", "128", "--models", MAIN, FULL, "BigBird", "--seconds_per_length", "0", "--minutes", "0"]
+TINY += ["--ragged_longest", "64", "--checkpointing_lengths", "128", "--long_length", "512"]
+
+
+@pytest.fixture(scope="module")
+def training_record(tmp_path_factory):
+    """The file of a run at tiny sizes."""
+    results = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
+    with pytest.MonkeyPatch.context() as patch:
+        run_script(patch, "benchmark.py", "--results", results, *TINY)
+    return results
+
+
+def test_training(training_record):
+    record = json.loads(training_record.read_text())
+    assert record["complete"] and record["left_out"] == {}
+    assert record["rows"].keys() == {FLOOR, MAIN, FULL, "BigBird"} == record["models"].keys()
+    assert set(record["parity"]) == {MAIN, FULL}
+    for name, cells in record["rows"].items():
+        for length in (64, 128):
+            cell, floor = cells[str(length)], record["rows"][FLOOR][str(length)]
+            assert cell["rounds"] == (1 if name == "BigBird" else 3)
+            for kind in ("forward", "forward_backward"):
+                part = cell[kind]
+                assert part["spread"][0] <= part["seconds"] <= part["spread"][1] and part["spread"][0] > 0
+                assert part["tokens_per_second"] == pytest.approx(length / part["seconds"])
+                assert part["ratio_of_medians"] == pytest.approx(part["seconds"] / floor[kind]["seconds"])
+                assert part["megabytes"] > 0
+                assert part["memory_ratio_to_floor"] == pytest.approx(part["megabytes"] / floor[kind]["megabytes"])
+                if name == FLOOR:
+                    assert part["ratio_to_floor"] == part["ratio_of_medians"] == part["memory_ratio_to_floor"] == 1
+            # A pass backward keeps what the forward alone throws away, and twice as much for twice the tokens.
+            assert cell["forward_backward"]["megabytes"] > cell["forward"]["megabytes"]
+        assert cells["128"]["forward_backward"]["megabytes"] > cells["64"]["forward_backward"]["megabytes"]
+        assert record["growth"][name]["forward_backward_megabytes"]["per_1000_tokens"] > 0
+    assert record["ran_as"] == {"BigBird": {"64": "original_full", "128": "original_full"}}
+    ratios = {n: by_length(record["rows"][n], "ratio_to_floor") for n in (MAIN, FULL)}
+    assert ratios[MAIN].keys() == {64, 128}
+    assert record["crossover"][FULL] == crossover(ratios[MAIN], ratios[FULL])
+    assert record["crossover"].keys() == {FULL, "BigBird"}
+
+
+def test_training_beside_single_rows(training_record):
+    record = json.loads(training_record.read_text())
+    assert record["ragged"]["rows"].keys() == {FLOOR, MAIN, FULL}
+    assert record["packed"]["rows"].keys() == {FLOOR, MAIN} == record["packed"]["gain_over_padding"].keys()
+    speeds = [record[batch]["rows"][MAIN]["forward_backward"]["tokens_per_second"] for batch in ("packed", "ragged")]
+    assert record["packed"]["gain_over_padding"][MAIN] == pytest.approx(speeds[0] / speeds[1])
+    assert sorted(record["ragged"]["lengths"]) == [8, 16, 24, 32, 40, 48, 56, 64]
+    for part in (record["ragged"], record["packed"]):
+        row = part["rows"][MAIN]["forward_backward"]
+        assert row["tokens_per_second"] == pytest.approx(sum(part["lengths"]) / row["seconds"])
+    assert record["long"]["plain"]["megabytes"] > record["long"]["checkpointing"]["megabytes"]
+    for part in (record["long"], record["checkpointing"]["128"]):
+        assert part["checkpointing"]["megabytes"] > 0
+        assert part["memory_ratio"] == pytest.approx(part["checkpointing"]["megabytes"] / part["plain"]["megabytes"])
+        assert part["time_ratio"] > 0
+
+
+def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
+    """Lengths that the file has are kept, others measured; a run of other settings is refused."""
+    record = json.loads(training_record.read_text())
+    for cells in record["rows"].values():
+        cells["64"]["forward"]["ratio_to_floor"] = 7.0
+        del cells["128"]
+    results = tmp_path / "benchmark.json"
+    results.write_text(json.dumps(record | {"complete": False}))
+    monkeypatch.setattr(benchmark, "extras", lambda *arguments: {})
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--results", str(results), "--resume", *TINY, "--quick"])
+    with pytest.raises(SystemExit, match="has another settings; run without --resume"):
+        benchmark.main()
+    monkeypatch.setattr(sys, "argv", ["benchmark.py", "--results", str(results), "--resume", *TINY])
+    benchmark.main()
+    resumed = json.loads(results.read_text())
+    assert resumed["complete"]
+    assert resumed["rows"][MAIN]["64"] == record["rows"][MAIN]["64"]
+    assert resumed["rows"][MAIN]["128"]["rounds"] == 3
+    assert "7.00 (" in capsys.readouterr().out
+
+
+def test_report(training_record, tmp_path, monkeypatch, capsys):
+    record = json.loads(training_record.read_text())
+    copy = tmp_path / "benchmark.json"
+    copy.write_text(json.dumps(record | {"crossover": {}}))
+    run_script(monkeypatch, "maintain.py", "report", copy, "--update")
+    assert json.loads(copy.read_text()) == record
+    printed = capsys.readouterr().out
+    ratio = record["rows"][MAIN]["128"]["forward_backward"]["ratio_to_floor"]
+    assert (
+        f"| {ratio:.2f} | <!-- from {copy}: rows.{MAIN}.64.forward_backward.ratio_to_floor; rows.{MAIN}.128."
+        in printed
+    )
+
+
+def test_plot(training_record, tmp_path, monkeypatch):
+    run_script(monkeypatch, "maintain.py", "plots", training_record, "--output", tmp_path / "a" / "plot.png")
+    plot = (tmp_path / "a" / "plot.png").read_bytes()
+    assert plot.startswith(b"\x89PNG") and 10_000 < len(plot) < 150_000
+    with pytest.raises(SystemExit):
+        run_script(
+            monkeypatch, "maintain.py", "plots", training_record, "--output", tmp_path / "b.png", "--models", "x"
+        )
+
+
+# The parity gate -----------------------------------------------------------------------------------------------------
+
+SDPA, FORWARD = ALL_ATTENTION_FUNCTIONS["sdpa"], SinkhornModel.forward
+
+
+def no_matrix(matrix, blocks, *others):
+    return blocks[:, :, : matrix.shape[2]]
+
+
+class KeysAsValues:
+    """Keys and values are sorted by turns: every second time, it gives what it gave before."""
+
+    def __init__(self):
+        self.keys = None
+
+    def __call__(self, *arguments):
+        if self.keys is None:
+            self.keys = soft_sort(*arguments)
+            return self.keys
+        keys, self.keys = self.keys, None
+        return keys
+
+
+def other_blocks(choice, blocks):
+    return hard_sort(choice._replace(index=choice.index.flip(2)), blocks)
+
+
+def leaky_balance(logits, allowed, iterations, *others):
+    return sinkhorn_balance(logits, allowed, iterations), None
+
+
+def half_scaling(*arguments, scaling, **options):
+    return SDPA(*arguments, scaling=scaling / 2, **options)
+
+
+def no_value_gradient(module, query, key, value, *arguments, **options):
+    return SDPA(module, query, key, value.detach(), *arguments, **options)
+
+
+def not_a_number(*arguments, **options):
+    output, weights = SDPA(*arguments, **options)
+    return output * math.nan, weights
+
+
+def no_mask(self, *arguments, attention_mask=None, **inputs):
+    return FORWARD(self, *arguments, **inputs)
+
+
+def more_than_dense(self, *arguments, **inputs):
+    outputs = FORWARD(self, *arguments, **inputs)
+    if "full_attention" not in self.config.layer_types:
+        outputs.last_hidden_state = outputs.last_hidden_state * 1.01
+    return outputs
+
+
+def no_gradient(*arguments):
+    return sinkhorn_balance(*arguments).detach()
+
+
+def no_sum(*arguments):
+    return sinkhorn_balance(*arguments) * 0.99
+
+
+def other_weights(model):
+    model.layers[0].mlp.down_proj.weight.data.mul_(1.001)
+
+
+BUGS = {
+    # Which check finds the first three depends on how a layer calls these functions.
+    "no matrix": (attention_sinkhorn, "soft_sort", no_matrix, MAIN, ""),
+    "keys as values": (attention_sinkhorn, "soft_sort", KeysAsValues(), MAIN, ""),
+    "other blocks": (attention_sinkhorn, "hard_sort", other_blocks, "sinkhorn hard", ""),
+    "leak": (attention_sinkhorn, "causal_sinkhorn_balance", leaky_balance, "causal sinkhorn hard", "later tokens"),
+    "no mask": (SinkhornModel, "forward", no_mask, "local", "a row of a padded batch differs"),
+    "documents forgotten": (
+        modeling_sinkhorn,
+        "documents_of",
+        lambda positions: None,
+        "causal sinkhorn soft",
+        "a packed",
+    ),
+    "more than dense": (SinkhornModel, "forward", more_than_dense, "sortcut", "one block differs from dense"),
+    "no gradient": (attention_sinkhorn, "sinkhorn_balance", no_gradient, MAIN, "SortNet gets no gradient"),
+    "no sum": (attention_sinkhorn, "sinkhorn_balance", no_sum, "sinkhorn hard", "sort matrices do not sum to 1"),
+    "other weights": (parity_gate, "enable_checkpointing", other_weights, FULL, "checkpointing changes the gradients"),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_parity_gate_fails(bug, monkeypatch):
+    module, name, replacement, variant, message = BUGS[bug]
+    monkeypatch.setattr(module, name, replacement)
+    with pytest.raises(SystemExit, match=f"error: {variant}: .*{message}.*; no speed is given"):
+        parity_gate.check_all([variant])
+
+
+@pytest.mark.parametrize(
+    "sdpa, message",
+    [
+        (half_scaling, "attention differ"),
+        (not_a_number, "attention differ .by nan"),
+        (no_value_gradient, "the gradients of"),
+    ],
+)
+def test_parity_gate_compares_implementations(sdpa, message, monkeypatch):
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa)
+    with pytest.raises(SystemExit, match=f"error: {FULL}: .*{message}.*; no speed is given"):
+        parity_gate.check_all([FULL])
+
+
+def test_parity_gate_moves_blocks(monkeypatch):
+    """The check of a forced permutation alone: others, before it, find the same mistakes."""
+    assert all(parity_gate.forced_permutation(name, "cpu") == 0 for name in (MAIN, "sinkhorn hard"))
+    monkeypatch.setattr(attention_sinkhorn, "soft_sort", no_matrix)
+    monkeypatch.setattr(attention_sinkhorn, "hard_sort", other_blocks)
+    assert all(parity_gate.forced_permutation(name, "cpu") > 0.1 for name in (MAIN, "sinkhorn hard"))
+
+
+def test_no_training_speed_without_parity(tmp_path, monkeypatch):
+    monkeypatch.setattr(attention_sinkhorn, "soft_sort", no_matrix)
+    with pytest.raises(SystemExit, match="no speed is given"):
+        run_script(monkeypatch, "benchmark.py", "--results", tmp_path / "benchmark.json", *TINY)
+    assert not (tmp_path / "benchmark.json").exists()
+
+
+# What is compared ----------------------------------------------------------------------------------------------------
+
+
+def test_names():
+    assert names()[0] == FLOOR and sorted(names()) == sorted([FLOOR, *OURS, *PEERS])
+
+
+@pytest.mark.parametrize("name", names())
+def test_models_are_of_one_size(name):
+    """Longformer has projections for global tokens beside the others, ours a SortNet."""
+    try:
+        contestant = make(name, 192)
+    except ImportError as error:
+        pytest.skip(str(error))  # the PyPI package, which `make benchmark` alone installs: its name is ours
+    floor, parameters = make(FLOOR, 192).parameters()["without_embeddings"], contestant.parameters()
+    assert 0.9 * floor < parameters["without_embeddings"] < 1.3 * floor
+    assert parameters["all"] - parameters["without_embeddings"] >= VOCAB * 256
+    hidden_states = contestant(torch.randint(5, VOCAB, (1, 192)))
+    assert hidden_states.shape[:2] == (1, 192) and hidden_states.requires_grad
+
+
+def test_floor_has_no_attention():
+    floor = make(FLOOR, 64)
+    tokens = torch.randint(5, VOCAB, (1, 64))
+    before = floor(tokens)
+    tokens[0, 10] = 5
+    changed = (floor(tokens) != before).any(-1)[0]
+    assert changed.nonzero().flatten().tolist() == [10]
+    assert floor.parameters() == make(FULL, 64).parameters()
+
+
+def test_big_bird_is_sparse_again_after_a_short_row():
+    for length, ran_as in ((64, "original_full"), (768, "block_sparse")):
+        big_bird = make("BigBird", length)
+        big_bird(torch.randint(5, VOCAB, (1, length)))
+        assert big_bird.ran_as == ran_as
+
+
+def test_missing_peer_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sinkhorn_transformer", None)
+    models, left_out = benchmark.describe([FLOOR, "PyPI sinkhorn"], 64)
+    assert models.keys() == {FLOOR} and "pip install" in left_out["PyPI sinkhorn"]
+
+
+def test_batches():
+    ragged = ragged_batch(8, 64)
+    lengths = ragged.attention_mask.sum(-1)
+    assert sorted(lengths.tolist()) == [8, 16, 24, 32, 40, 48, 56, 64] and ragged.num_tokens == lengths.sum()
+    assert ((torch.arange(64) < lengths.unsqueeze(-1)) == ragged.attention_mask.bool()).all()
+    assert (ragged.input_ids == ragged_batch(8, 64).input_ids).all()
+    packed = packed_batch([3, 1, 2])
+    assert packed.input_ids.shape == (1, 6) and packed.position_ids.tolist() == [[0, 1, 2, 0, 0, 1]]
+
+
+# What is made of the numbers -----------------------------------------------------------------------------------------
+
+
+def test_fit_growth():
+    line = memory.fit_growth([1000, 2000, 4000, 8000], [5.0, 7.0, 11.0, 19.0])
+    assert line["per_1000_tokens"] == pytest.approx(2) and line["intercept"] == pytest.approx(3)
+    assert line["r_squared"] == pytest.approx(1) and line["exponent"] == pytest.approx(math.log2(19 / 11))
+    # The exponent is of the longer half: linear up to 400, quadratic from there.
+    bent = memory.fit_growth([100, 200, 400, 800, 1600, 3200], [1, 2, 4, 16, 64, 256])
+    assert bent["exponent"] == pytest.approx(2) and bent["r_squared"] < 0.99
+    assert memory.fit_growth([100, 200, 400], [1.0, None, 4.0])["per_1000_tokens"] == pytest.approx(10)
+    assert memory.fit_growth([100, 200], [1.0, None]) is None
+
+
+@pytest.mark.parametrize(
+    "ours, other, measured, interpolated",
+    [
+        ({100: 2, 200: 1}, {100: 1, 200: 2}, 200, 100 * 2**0.5),
+        ({100: 2, 200: 2, 400: 2}, {100: 1, 200: 1.5, 400: 16}, 400, 200 * 2 ** (math.log(4 / 3) / math.log(32 / 3))),
+        ({100: 1, 200: 3, 400: 3}, {100: 2, 200: 2, 400: 4}, 400, 200 * 2 ** (math.log(3 / 2) / math.log(2))),
+        ({100: 1, 200: 1}, {100: 2, 200: 2}, 100, None),
+        ({100: 1, 200: 2}, {100: 2, 200: 2}, None, None),
+        ({100: 1, 200: 1, 400: 1}, {100: 2}, 100, None),
+        ({100: 1}, {}, None, None),
+    ],
+)
+def test_crossover(ours, other, measured, interpolated):
+    found = crossover(ours, other)
+    assert found["measured"] == measured
+    assert found["interpolated"] == (None if interpolated is None else pytest.approx(interpolated))
+    assert found["compared_up_to"] == max(ours.keys() & other.keys(), default=None)
+
+
+def test_predictions():
+    assert predict({}, 100) == 0
+    assert predict({100: 1.0}, 300) == pytest.approx(9)  # quadratic, to be safe
+    assert predict({50: 0.1, 100: 1.0, 200: 2.0}, 800) == pytest.approx(8)
+    assert predict({100: 1.0, 200: 4.0}, 800) == pytest.approx(64)
+    assert predict({100: 1.0, 200: 0.5}, 400) == pytest.approx(1)  # no less than linear
+
+
+def test_ratios_are_to_the_base_shortly_before(monkeypatch):
+    """A machine that becomes slower and slower, and two models that take twice and three times what the base takes."""
+    factors = {"base": 1.0, **{f"other {number}": 2.0 + number % 2 for number in range(6)}}
+    order: list[str] = []
+
+    def seconds(name, batch, kind):
+        order.append(name)
+        return factors[name] * 1.1 ** order.count("base")
+
+    monkeypatch.setattr("benchmark_timing.seconds", seconds)
+    timings = time_rounds(
+        {name: name for name in factors}, ragged_batch(1, 8), 0, lambda name: 3, kinds=("forward",), base="base"
+    )
+    assert all(timings.ratio(name, "forward") == pytest.approx(factor) for name, factor in factors.items())
+    assert [len(timings.seconds[name]["forward"]) for name in factors] == [6, 3, 3, 3, 3, 3, 3]
+    rounds = order[len(factors) :]  # after the one that warms up
+    assert rounds[:9] == ["base", *[f"other {n}" for n in (0, 1, 2, 3)], "base", "other 4", "other 5", "base"]
+    assert rounds[9] == "other 1"
+    assert (
+        Timings({"a": {"forward": [2.0, 9.0, 3.0]}}, {"a": {"forward": [1.0, 3.0, 2.0]}}, {}).ratio("a", "forward")
+        == 2
+    )
+
+
+def test_what_would_take_too_long_is_skipped():
+    slow = {name: {"forward_backward": seconds} for name, seconds in ((FLOOR, 30), (FULL, 26), (MAIN, 24))}
+    assert benchmark.too_slow(slow, 25).keys() == {FULL}
+    costs = {FLOOR: 10, MAIN: 20, FULL: 50, "BERT": 40, "local": 12, "BigBird": 30}
+    assert benchmark.too_costly(costs, math.inf) == {}
+    assert benchmark.too_costly(costs, 125).keys() == {"BERT"}
+    assert benchmark.too_costly(costs, 121).keys() == {"BERT", "BigBird"}
+    assert benchmark.too_costly(costs, 0).keys() == {"BERT", "BigBird", "local"}  # the others are what it is about
+
+
+# Elsewhere the peak of a process cannot be set back, so there is no such measurement to test.
+@pytest.mark.skipif(not memory.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_peak_memory_is_that_of_tensors():
+    """Two tensors of 64 MB and 48 MB, gone at once, and one of 48 MB, whatever malloc keeps ready."""
+    before = memory._reset_peak()
+    torch.ones(16, 2**20), torch.ones(12, 2**20)
+    assert memory._peak(before) / memory.MEGABYTE == pytest.approx(112, abs=2)
+    before = memory._reset_peak()
+    torch.ones(12, 2**20)
+    assert memory._peak(before) / memory.MEGABYTE == pytest.approx(48, abs=2)
+
+
+def test_a_process_that_fails_gives_a_reason():
+    answer = memory.peak_memory(memory.Task("no such model", 64))
+    assert answer["forward"] == {"megabytes": None, "seconds": None}
+    assert "ended with code 1" in answer["reason"]
+    assert "took more than 0 s" in memory.peak_memory(memory.Task(MAIN, 64), timeout=0)["reason"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_without_a_gpu(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="torch sees none"):
+        run_script(monkeypatch, "benchmark_gpu.py", "--results", tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("blocks", [2, 7])
+def test_a_block_reads_another(blocks):
+    """The pattern that attention alone is timed on: each block once, and none beside itself."""
+    others = benchmark_gpu._other_blocks(blocks)
+    assert sorted(others.tolist()) == list(range(blocks))
+    assert (others != torch.arange(blocks)).all()

@@ -1,0 +1,162 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""The checkpoints that ship are complete and small, and their cards say what was measured."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from safetensors import safe_open
+
+from hub import card_checks
+from maintenance import cards as make_cards
+from maintenance.recipes import RECIPES
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+HUB_TEMPLATE = Path(huggingface_hub.__file__).parent / "templates" / "modelcard_template.md"
+each_checkpoint = pytest.mark.parametrize("name", RECIPES)
+
+
+def folder_of(name: str) -> Path:
+    return ROOT / "checkpoints" / name
+
+
+def results_of(name: str) -> dict:
+    return json.loads((ROOT / "results" / "checkpoints" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def headings(text: str) -> list[str]:
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
+    return [line.removesuffix(" [optional]") for line in re.findall(r"^##+ .*$", text, re.MULTILINE)]
+
+
+@each_checkpoint
+def test_the_push_script_takes_it(name):
+    """In a process of its own: the code that comes with a model registers its classes for the whole process."""
+    flags = ["--model_folder", str(folder_of(name)), "--repo_id", f"USER/{name}", "--dry_run"]
+    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    listed = {line.split()[0] for line in result.stdout.splitlines() if line.strip()}
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= listed
+    assert "left out" not in result.stdout
+    if RECIPES[name].generation:
+        settings = json.loads((folder_of(name) / "generation_config.json").read_text(encoding="utf-8"))
+        assert RECIPES[name].generation.items() <= settings.items()
+
+
+@each_checkpoint
+def test_code_is_that_of_the_package(name):
+    code = {path.name: path.read_bytes() for path in folder_of(name).glob("*.py")}
+    assert code
+    assert {file: (ROOT / file).read_bytes() for file in code} == code
+
+
+def test_small():
+    sizes = {path: path.stat().st_size for path in (ROOT / "checkpoints").rglob("*") if path.is_file()}
+    data = sum(path.stat().st_size for path in (ROOT / "data").rglob("*") if path.is_file())
+    for path, size in sizes.items():
+        assert size < 25e6 and path.suffix in (".safetensors", ".json", ".py", ".md", ".yaml"), path
+    assert sum(sizes.values()) + data < 60e6
+
+
+@each_checkpoint
+def test_weights_are_those_of_the_scores(name):
+    weights = folder_of(name) / "model.safetensors"
+    stated = results_of(name)["weights"]
+    assert stated == {
+        "bytes": weights.stat().st_size,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    with safe_open(weights, framework="pt") as tensors:
+        assert {tensors.get_tensor(key).element_size() for key in tensors.keys()} == {2}  # noqa: SIM118
+
+
+@each_checkpoint
+def test_card_is_made_from_the_results(name):
+    text = make_cards.card(name, results_of(name))
+    assert (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8") == text
+    assert (folder_of(name) / "README.md").read_text(encoding="utf-8") == text
+    files = {path.name: path.read_text(encoding="utf-8") for path in (folder_of(name) / ".eval_results").iterdir()}
+    assert files == make_cards.evaluation_files(name, results_of(name))
+
+
+@each_checkpoint
+def test_card_is_whole(name):
+    text = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+    assert card_checks.check_card(folder_of(name) / "README.md") == []
+    assert not re.search(r"more information needed|todo|tbd|\{\{|\{%", text, re.IGNORECASE)
+    # The template's last lines name two forms of citation in bold; ours has one.
+    assert headings(text) == headings(HUB_TEMPLATE.read_text(encoding="utf-8"))
+    body = ModelCard(text).text
+    for heading, content in re.findall(r"^##+ ([^\n]+)\n(.*?)(?=^##+ |\Z)", body, re.DOTALL | re.MULTILINE):
+        deeper = re.search(rf"^(#+) {re.escape(heading)}\n+\1# ", body, re.MULTILINE)
+        assert content.strip() or deeper, f"{heading} is empty"
+
+
+@each_checkpoint
+def test_results_that_the_hub_reads(name):
+    data = ModelCard.load(folder_of(name) / "README.md").data
+    model_name, in_card = model_index_to_eval_results(data.to_dict()["model-index"])
+    scores = make_cards.test_scores(name, results_of(name))
+    assert model_name == name
+    assert {(result.dataset_type, result.metric_type): result.metric_value for result in in_card} == {
+        (dataset, make_cards.METRICS[metric][0]): value
+        for dataset, by_metric in scores.items()
+        for metric, value in by_metric.items()
+    }
+    files = (folder_of(name) / ".eval_results").iterdir()
+    entries = [
+        entry
+        for file in files
+        for entry in huggingface_hub.parse_eval_result_entries(yaml.safe_load(file.read_text(encoding="utf-8")))
+    ]
+    assert {(entry.dataset_id, entry.task_id.rpartition("-")[2], entry.value) for entry in entries} == {
+        (dataset, metric, value) for dataset, by_metric in scores.items() for metric, value in by_metric.items()
+    }
+    assert str(ModelCard(str(ModelCard.load(folder_of(name) / "README.md")))) == str(
+        ModelCard.load(folder_of(name) / "README.md")
+    )
+
+
+@each_checkpoint
+def test_snippets_run(name):
+    """In a process of its own, as above."""
+    text = (folder_of(name) / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        assert f'"USER/{name}"' in block
+        code = block.replace(f"USER/{name}", str(folder_of(name)))
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.strip()
+
+
+@pytest.mark.slow
+@each_checkpoint
+def test_the_cards_commands_give_the_cards_scores(name, tmp_path):
+    """To the digit."""
+    text = (folder_of(name) / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```bash\n(python .*?)\n```$", text, re.MULTILINE | re.DOTALL)
+    again = {}
+    for part, command in zip(("evaluation", "evaluation_on_books"), block.splitlines(), strict=False):
+        command = command.removeprefix("python ").replace("runs/check", str(tmp_path / part))
+        subprocess.run([sys.executable, *command.split()], cwd=ROOT, check=True)
+        again[part] = json.loads((tmp_path / part / "run.json").read_text(encoding="utf-8"))
+    stated, found = make_cards.test_scores(name, results_of(name)), make_cards.test_scores(name, again)
+    assert found.keys() == stated.keys()
+    for dataset, scores in stated.items():
+        assert found[dataset] == pytest.approx(scores, rel=1e-4)
+        if "accuracy" in scores:
+            assert found[dataset]["accuracy"] == pytest.approx(scores["accuracy"], abs=1e-9)

@@ -1,0 +1,169 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+`docs/lesson.md` and `docs/lesson.zh.md`: thirteen sections with a figure and a table each, the same in both languages; the
+numbers are those of `results/`, and the figures those that `scripts/lesson_figures.py` draws now.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_readme import NUMBER, SOURCE, read, sources, wrong_numbers
+
+from helpers import SCRIPTS
+from maintenance import figures as lesson_figures
+from maintenance.figures import LESSON, path_of
+
+
+ROOT = SCRIPTS.parent
+ENGLISH, CHINESE = ROOT / "docs" / "lesson.md", ROOT / "docs" / "lesson.zh.md"
+DOCUMENTS = pytest.mark.parametrize("document", [ENGLISH, CHINESE], ids=lambda path: path.name)
+
+
+def sections(document: Path) -> list[str]:
+    """The text of each, from its heading on."""
+    return re.split(r"^(?=## )", read(document), flags=re.MULTILINE)[1:]
+
+
+def tables(text: str) -> list[list[str]]:
+    """The rows of each table below its heading, with their comments."""
+    found: list[list[str]] = []
+    lines = text.splitlines()
+    for above, line in zip(["", *lines], lines):
+        if re.fullmatch(r"\|(-+\|)+", line):
+            found.append([])
+        elif found and line.startswith("|") and above.startswith("|"):
+            found[-1].append(line)
+    return found
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in re.sub(r"<!--.*?-->", "", row).strip().strip("|").split("|")]
+
+
+def numbers(row: str) -> list[str]:
+    """Those after the first cell, which is a label."""
+    return NUMBER.findall(" ".join(cells(row)[1:]))
+
+
+# Documents -----------------------------------------------------------------------------------------------------------
+
+
+@DOCUMENTS
+def test_numbers_come_from_results(document):
+    assert wrong_numbers(read(document), ROOT) == []
+
+
+@DOCUMENTS
+def test_every_number_of_a_table_has_a_source(document):
+    for table in tables(read(document)):
+        for row in table:
+            assert len(numbers(row)) == len(sources(row)) > 0, row
+
+
+@DOCUMENTS
+def test_thirteen_sections_with_a_figure_and_a_table(document):
+    found = sections(document)
+    assert [int(re.match(r"## (\d+)\. ", section)[1]) for section in found] == list(range(1, 14))
+    for number, section in enumerate(found, 1):
+        figures = re.findall(r"^!\[[^\]]+\]\((\S+)\)$", section, re.MULTILINE)
+        assert len(figures) == 1 and figures[0].startswith(f"figures/lesson-{number:02}-"), f"section {number}"
+        assert len(tables(section)) == 1, f"section {number}"
+
+
+@DOCUMENTS
+def test_linked_files_exist(document):
+    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", read(document))
+    assert [link for link in links if not (document.parent / link).exists()] == []
+
+
+def test_languages_say_the_same():
+    for english, chinese in zip(sections(ENGLISH), sections(CHINESE), strict=True):
+        for pattern in (r"\]\((figures/\S+)\)", r"^```.*?^```$", r"^\$\$.*?\$\$$"):
+            flags = re.DOTALL | re.MULTILINE
+            assert re.findall(pattern, english, flags) == re.findall(pattern, chinese, flags)
+        # All that is measured, in tables and sentences.
+        assert SOURCE.findall(english) == SOURCE.findall(chinese)
+        rows, translated = tables(english)[0], tables(chinese)[0]
+        assert [numbers(row) for row in rows] == [numbers(row) for row in translated]
+        assert [len(cells(row)) for row in rows] == [len(cells(row)) for row in translated]
+
+
+def test_python_blocks_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```$", read(ENGLISH), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, ENGLISH.name, "exec"), {"__name__": "__main__"})
+
+
+def test_commands_exist():
+    for script in re.findall(r"python (scripts/\w+\.py)", read(ENGLISH) + read(CHINESE)):
+        assert (ROOT / script).is_file(), script
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def assert_same(shown: Any, computed: Any, where: str) -> None:
+    """Nested dicts and lists of numbers and words; the last digit may differ from machine to machine."""
+    if isinstance(computed, dict):
+        assert list(shown) == list(computed), where
+        for key, value in computed.items():
+            assert_same(shown[key], value, f"{where}: {key}")
+    elif isinstance(computed, list):
+        assert len(shown) == len(computed), where
+        for number, (left, right) in enumerate(zip(shown, computed)):
+            assert_same(left, right, f"{where}[{number}]")
+    elif isinstance(computed, str):
+        assert shown == computed, where
+    else:
+        assert shown == pytest.approx(computed, rel=1e-3, abs=2e-3), where
+
+
+def written_in(path: Path) -> dict[str, Any]:
+    """What a figure says that it shows."""
+    with Image.open(path) as image:
+        return json.loads(image.text["Description"])
+
+
+@pytest.mark.parametrize("name", LESSON)
+def test_figures_show_what_would_be_drawn_now(name):
+    assert_same(written_in(path_of(name)), LESSON[name][0](), name)
+
+
+def test_figures_are_small_and_no_more_than_are_used():
+    files = list((ROOT / "docs" / "figures").glob("lesson-*.png"))
+    assert {file.name for file in files} == {path_of(name).name for name in LESSON}
+    sizes = [file.stat().st_size for file in files]
+    assert max(sizes) < 80_000 and sum(sizes) < 1_000_000
+
+
+def test_command_draws_the_figures(tmp_path, monkeypatch):
+    drawn = {}
+    names = ["05-balancing", "09-time"]
+    for name in names:
+        compute, draw = LESSON[name]
+        keep = {}
+        monkeypatch.setitem(LESSON, name, (compute, lambda data, d=draw, k=keep: k.setdefault("figure", d(data))))
+        drawn[name] = keep
+    monkeypatch.setattr(lesson_figures.plt, "close", lambda figure: None)
+    monkeypatch.setattr(sys, "argv", ["lesson_figures.py", "--output_dir", str(tmp_path), "--only", *names])
+    lesson_figures.main()
+    for name in names:
+        assert_same(written_in(path_of(name, tmp_path)), written_in(path_of(name)), name)
+    # The marks on the paper are the numbers.
+    panels = drawn["05-balancing"]["figure"].axes
+    for panel, matrix in zip(panels, lesson_figures.balancing().values(), strict=True):
+        assert panel.images[0].get_array().tolist() == matrix
+    rows = json.loads((ROOT / "results" / "benchmarks" / "cpu.json").read_text(encoding="utf-8"))["rows"]
+    lines = {line.get_label(): line for line in drawn["09-time"]["figure"].axes[0].lines}
+    for name in ("sinkhorn soft", "full attention", "local"):
+        for length, ratio in zip(*lines[name].get_data(), strict=True):
+            assert ratio == pytest.approx(rows[name][str(int(length))]["forward_backward"]["ratio_to_floor"], abs=1e-3)
+    monkeypatch.undo()
+    lesson_figures.plt.close("all")

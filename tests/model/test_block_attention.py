@@ -1,0 +1,125 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Block attention in chunks, on a CPU, equals the formula and what the model does elsewhere, gradients included."""
+
+import pytest
+import torch
+
+import attention_sinkhorn
+import block_attention_sinkhorn
+from attention_sinkhorn import apply_rotary
+from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
+from helpers import assert_close, layer_cases, padding_masks, tiny_config
+from modeling_sinkhorn import SinkhornModel
+from sorting_sinkhorn import gather_blocks
+
+
+def random(*shape):
+    return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+
+def rotation(batch, blocks, block_size, width):
+    angles = torch.randn(batch, blocks, block_size, width // 2, dtype=torch.float64).repeat(1, 1, 1, 2)
+    return Rotation(angles.cos(), angles.sin())
+
+
+def formula(query, key, value, tables, beside, mask, scaling):
+    """One softmax over [sorted ; own], written down. Shapes as in `block_attention`."""
+    turned = apply_rotary(key, tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
+    keys, values = turned, value
+    if isinstance(beside, Mixed):
+        mixed_key = apply_rotary(beside.key, beside.rotation.cos.unsqueeze(1), beside.rotation.sin.unsqueeze(1))
+        keys, values = torch.cat((mixed_key, turned), dim=3), torch.cat((beside.value, value), dim=3)
+    elif beside is not None:
+        gathered = (gather_blocks(beside.index, x) * beside.weight[..., None, None] for x in (turned, value))
+        keys, values = (torch.cat((x.flatten(3, 4), own), dim=3) for x, own in zip(gathered, (turned, value)))
+    repeats = query.shape[3] // key.shape[1]
+    keys, values = (x.repeat_interleave(repeats, dim=1).transpose(1, 2) for x in (keys, values))  # (B, N, H, K, D)
+    query = apply_rotary(query, tables.cos.unsqueeze(3), tables.sin.unsqueeze(3)).transpose(2, 3)
+    scores = query @ keys.mT * scaling
+    if mask is not None:
+        mask = mask.repeat_interleave(repeats, dim=2) if mask.shape[2] > 1 else mask
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1) @ values).transpose(2, 3)
+
+
+# Rows, blocks, slots, query heads, key/value heads, width; more blocks than a chunk holds, and a rest.
+SIZES = [(1, 1, 4, 2, 2, 4), (2, 5, 8, 4, 2, 6), (2, 7, 2, 3, 1, 2)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shared_tables", [False, True])
+def test_equals_the_formula(sizes, kind, masked, shared_tables, monkeypatch):
+    monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 2 * sizes[2])
+    torch.manual_seed(0)
+    batch, blocks, b, heads, groups, width = sizes
+    query, (key, value) = (
+        random(batch, blocks, b, heads, width),
+        (random(batch, groups, blocks, b, width) for _ in "kv"),
+    )
+    tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
+    inputs, beside, num_sorted = [query, key, value], None, 0
+    if kind == "mixed":
+        mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
+        beside, num_sorted = Mixed(*mixed, tables[1]), 1
+        inputs += mixed
+    elif kind == "gathered":
+        num_sorted = 3
+        index = torch.randint(blocks, (batch, groups, blocks, num_sorted))
+        beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+        inputs.append(beside.weight)
+    mask = None
+    if masked:
+        mask = torch.rand(batch, blocks, groups, b, (num_sorted + 1) * b) < 0.7
+        mask[..., -b:] |= torch.eye(b, dtype=torch.bool)  # a query sees itself
+    actual = block_attention(query, key, value, tables[0], beside, mask, 0.3)
+    expected = formula(query, key, value, tables[0], beside, mask, 0.3)
+    assert_close(actual, expected, 1e-12)
+    upstream = torch.randn_like(expected)
+    for grad, expected_grad in zip(*(torch.autograd.grad(output, inputs, upstream) for output in (actual, expected))):
+        assert_close(grad, expected_grad, 1e-12)
+
+
+@pytest.mark.parametrize("layer_type, assignment, is_decoder", layer_cases())
+@pytest.mark.parametrize("overrides", [{}, {"num_local_blocks": 2}, {"attention_bias": True}])
+def test_the_model_computes_the_same_without_it(layer_type, assignment, is_decoder, overrides, monkeypatch):
+    settings = {"sort_assignment": assignment, "is_decoder": is_decoder, **overrides}
+    torch.manual_seed(0)
+    model = SinkhornModel(tiny_config(layer_type, **settings)).double().train()
+    mask = padding_masks(13)
+    ids = torch.randint(3, 50, mask.shape)
+    used = []
+    results = []
+    for choice in (fits, lambda query: False):
+        monkeypatch.setattr(
+            attention_sinkhorn, "fits", lambda query, choice=choice: used.append(choice(query)) or used[-1]
+        )
+        torch.manual_seed(1)  # of the noise
+        output = model(ids, attention_mask=mask).last_hidden_state
+        parameters = list(model.parameters())
+        results.append((output, *torch.autograd.grad(output.square().sum(), parameters, allow_unused=True)))
+    assert layer_type == "full_attention" or (any(used) and not all(used))
+    for actual, expected in zip(*results):
+        if expected is not None:
+            assert_close(actual, expected, 1e-9)
+
+
+def test_is_for_wide_types_and_not_for_graphs():
+    query = torch.zeros(1, 2, 4, 2, 8)
+    assert fits(query) and fits(query.double())
+    assert not fits(query.half()) and not fits(query.bfloat16()) and not fits(query.to("meta"))
+    compiled = torch.compile(lambda x: x + 1 if fits(x) else x - 1, backend="eager")
+    assert compiled(query).max() == -1
+
+
+def test_keeps_nothing_of_the_size_of_the_scores():
+    """For backward: the inputs, and nothing that is larger than the largest of them."""
+    query, key, value = random(1, 64, 4, 2, 8), *(random(1, 2, 64, 4, 8) for _ in "kv")
+    tables = rotation(1, 64, 4, 8)
+    index = torch.randint(64, (1, 2, 64, 4))
+    beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
+        block_attention(query, key, value, tables, beside, None, 0.3)
+    assert kept and max(kept) == query.numel()

@@ -1,0 +1,223 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+One graph for every length and batch: ONNX from the library's own exporter run by ONNX Runtime, `torch.export` with a
+dynamic batch, and how many graphs `torch.compile` makes. `test_modeling.py` compares what compiled models compute.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from helpers import assert_close, layer_cases, padding_masks, tiny_config
+from modeling_sinkhorn import (
+    SinkhornForCausalLM,
+    SinkhornForMaskedLM,
+    SinkhornForQuestionAnswering,
+    SinkhornForSequenceClassification,
+    SinkhornForTokenClassification,
+    SinkhornModel,
+)
+
+
+# Rows and tokens, in blocks of 4: part of a block, one, the first token of a second one, full blocks, an odd length.
+SHAPES = [(1, 3), (5, 4), (5, 5), (1, 24), (5, 37), (5, 101)]
+MASKED = ("input_ids", "attention_mask")
+
+
+def make(model_class, layer_type="sinkhorn_attention", implementation="sdpa", **overrides):
+    """One layer and few iterations, unless overridden: what a graph has twice, it has to be made twice for."""
+    torch.manual_seed(0)
+    settings = {"num_hidden_layers": 1, "sinkhorn_iterations": 2} | overrides
+    return model_class(tiny_config(layer_type, attn_implementation=implementation, **settings)).eval()
+
+
+def name_of(parameter) -> str:
+    return getattr(parameter, "__name__", str(parameter))
+
+
+def tokens(rows: int, length: int) -> torch.Tensor:
+    return torch.randint(3, 50, (rows, length), generator=torch.Generator().manual_seed(length))
+
+
+def inputs_of(rows: int, length: int, *names: str) -> dict[str, torch.Tensor]:
+    """The inputs of these names. Padding is of every kind; for a single row on the left."""
+    inputs = {
+        "input_ids": tokens(rows, length),
+        "attention_mask": padding_masks(length)[1:2] if rows == 1 else padding_masks(length)[:rows],
+        "position_ids": torch.arange(0, 2 * length, 2).repeat(rows, 1),
+    }
+    return {name: inputs[name] for name in names}
+
+
+# ONNX ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def to_onnx(tmp_path: Path) -> Callable:
+    """
+    Exports a model with inputs of some names and with flags, to a file, and opens it: gives a function from inputs to
+    outputs by name.
+    """
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    def export(model, *names: str, by_torch: bool = False, **flags: bool) -> Callable:
+        # Two rows and several blocks: of what has size 1, torch makes a graph of its own.
+        sample, path = inputs_of(2, 22, *names), tmp_path / "model.onnx"
+        if by_torch:
+            shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
+            torch.onnx.export(model, (), path, kwargs=sample, dynamic_shapes=shapes, output_names=["logits"])
+        else:
+            OnnxExporter().export(model, sample | flags, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        output_names = [output.name for output in session.get_outputs()]
+
+        def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            outputs = session.run(output_names, {name: tensor.numpy() for name, tensor in inputs.items()})
+            return {name: torch.from_numpy(output) for name, output in zip(output_names, outputs)}
+
+        return run
+
+    return export
+
+
+@torch.no_grad()
+def check_onnx(run: Callable, model, *names: str, output: str = "logits") -> None:
+    for rows, length in SHAPES:
+        inputs = inputs_of(rows, length, *names)
+        assert_close(run(**inputs)[output], model(**inputs)[output], 1e-4)
+
+
+def test_onnx_classifies_any_length_and_padding(to_onnx):
+    model = make(SinkhornForSequenceClassification)
+    check_onnx(to_onnx(model, *MASKED), model, *MASKED)
+
+
+@pytest.mark.slow  # a quarter of a minute of export, as the one above
+def test_onnx_predicts_tokens_at_any_length_and_padding(to_onnx):
+    model = make(SinkhornForCausalLM)
+    check_onnx(to_onnx(model, *MASKED, use_cache=False), model, *MASKED)
+
+
+@pytest.mark.slow  # five minutes of export
+@pytest.mark.parametrize("names", [MASKED, ("input_ids",)], ids=str)
+@pytest.mark.parametrize("layer_type, assignment, is_decoder", layer_cases())
+def test_onnx_of_every_layer(layer_type, assignment, is_decoder, names, to_onnx):
+    model = make(SinkhornModel, layer_type, sort_assignment=assignment, is_decoder=is_decoder)
+    check_onnx(to_onnx(model, *names, use_cache=False), model, *names, output="last_hidden_state")
+
+
+@pytest.mark.slow  # a minute of export
+@pytest.mark.parametrize(
+    "model_class, output, overrides",
+    [
+        (SinkhornForMaskedLM, "logits", {}),
+        (SinkhornForTokenClassification, "logits", {"attention_bias": True, "sort_pooling": "sum"}),
+        (SinkhornForQuestionAnswering, "end_logits", {"num_local_blocks": 2, "implementation": "eager"}),
+        (SinkhornForSequenceClassification, "logits", {"classifier_pooling": "last", "num_hidden_layers": 2}),
+        (SinkhornModel, "last_hidden_state", {"sort_assignment": "hard", "num_sorted_blocks": 3}),
+        (SinkhornModel, "last_hidden_state", {"sort_net": "mlp", "max_position_embeddings": 128}),
+    ],
+    ids=name_of,
+)
+def test_onnx_of_every_head(model_class, output, overrides, to_onnx):
+    model = make(model_class, **overrides)
+    check_onnx(to_onnx(model, *MASKED), model, *MASKED, output=output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [SinkhornForCausalLM, SinkhornForSequenceClassification], ids=name_of)
+def test_onnx_gives_the_cache_that_a_decoder_starts(model_class, to_onnx):
+    names = (*MASKED, "position_ids")
+    model = make(model_class, is_decoder=True, classifier_pooling="last")
+    run = to_onnx(model, *names)
+    check_onnx(run, model, *names)
+    inputs = inputs_of(5, 37, *names)
+    outputs, layer = run(**inputs), model(**inputs).past_key_values.layers[0]
+    for state in ("keys", "values", "columns", "sorted_key"):
+        assert_close(outputs[f"past_key_values.layers.0.{state}"], getattr(layer, state), 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_decoder", [False, True])
+@torch.no_grad()
+def test_onnx_gives_attention_maps_and_sort_matrices(is_decoder, to_onnx):
+    model = make(SinkhornModel, implementation="eager", is_decoder=is_decoder)
+    flags = {"output_attentions": True, "output_sort_matrices": True, "use_cache": False}
+    run = to_onnx(model, *MASKED, **flags)
+    for rows, length in SHAPES:
+        inputs = inputs_of(rows, length, *MASKED)
+        actual, expected = run(**inputs), model(**inputs, **flags)
+        assert_close(actual["attentions.0"], expected.attentions[0], 1e-4)
+        assert_close(actual["sort_matrices.0"], expected.sort_matrices[0], 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [SinkhornForCausalLM, SinkhornForSequenceClassification], ids=name_of)
+def test_onnx_by_torch_alone(model_class, to_onnx):
+    model = make(model_class, use_cache=False)
+    check_onnx(to_onnx(model, *MASKED, by_torch=True), model, *MASKED)
+
+
+# torch.export --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "model_class, overrides, names",
+    [
+        (SinkhornForSequenceClassification, {"classifier_pooling": "last"}, MASKED),
+        (SinkhornForCausalLM, {"use_cache": False}, ("input_ids", "position_ids")),
+        (SinkhornForCausalLM, {"use_cache": False, "sort_assignment": "hard", "num_sorted_blocks": 3}, MASKED),
+    ],
+    ids=name_of,
+)
+def test_exports_with_a_dynamic_batch_and_length(model_class, overrides, names):
+    model = make(model_class, **overrides)
+    shapes = {name: {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO} for name in names}
+    exported = torch.export.export(model, (), inputs_of(2, 22, *names), dynamic_shapes=shapes).module()
+    for rows, length in SHAPES[2:]:  # torch makes a graph of its own for a single block, and refuses it here
+        inputs = inputs_of(rows, length, *names)
+        assert_close(exported(**inputs).logits, model(**inputs).logits)
+
+
+# torch.compile -------------------------------------------------------------------------------------------------------
+
+
+def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic: bool | None) -> list[int]:
+    """How many graphs there are after each length, each with a backward pass. A model of several graphs raises."""
+    torch.compiler.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=counter)
+    counts = []
+    for length in lengths:
+        compiled(tokens(2, length)).last_hidden_state.pow(2).sum().backward()
+        counts.append(counter.frame_count)
+    return counts
+
+
+CAUSAL_HARD = {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}
+
+
+# Each is a quarter of a minute of compilation: one of them in every run is enough.
+@pytest.mark.parametrize("overrides", [{}, pytest.param(CAUSAL_HARD, marks=pytest.mark.slow)], ids=str)
+def test_compiles_once_more_for_a_second_length_and_never_again(overrides):
+    model = make(SinkhornModel, gumbel_noise=False, **overrides).train()
+    assert graphs_over_lengths(model, (37, 64, 5, 12, 101), dynamic=None) == [1, 2, 2, 2, 2]
+
+
+@pytest.mark.slow  # two minutes of compilation
+@pytest.mark.parametrize("assignment", ["soft", "hard"])
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_compiles_once_for_all_lengths_if_told_that_they_vary(is_decoder, assignment):
+    model = make(SinkhornModel, gumbel_noise=False, is_decoder=is_decoder, sort_assignment=assignment).train()
+    first, *later, one_block = graphs_over_lengths(model, (37, 64, 100, 129, 5, 3), dynamic=True)
+    assert first > 0  # torch begins the first graph twice: it turns the floats in it to constants
+    assert later == [first] * 4
+    assert one_block == first + 1

@@ -1,0 +1,213 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+The kernels for a GPU compute what the torch path and the formula do, gradients included. Where there is no GPU, Triton's
+interpreter runs them on the CPU, which tells whether they are right, not whether they compile.
+"""
+
+import pytest
+import torch
+from test_block_attention import formula, random, rotation
+
+import attention_sinkhorn
+import balancing_sinkhorn
+import block_attention_sinkhorn
+import sorting_sinkhorn
+from block_attention_sinkhorn import Gathered, Mixed
+from helpers import assert_close, padding_masks, tiny_config
+from modeling_sinkhorn import SinkhornModel
+
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytest.importorskip("triton")
+import triton_attention_sinkhorn  # noqa: E402
+import triton_balancing_sinkhorn  # noqa: E402
+from triton_sinkhorn import tl  # noqa: E402
+
+
+def shrink_tiles(monkeypatch, **sizes):
+    """So that few blocks are several tiles; where the interpreter runs them, as a compiled kernel keeps its sizes."""
+    if DEVICE == "cpu":
+        for name, size in sizes.items():
+            monkeypatch.setattr(triton_balancing_sinkhorn, name, tl.constexpr(size))
+
+
+@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (5, 0), (8, 1), (9, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("whole", [0, 128])
+def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
+    monkeypatch.setattr(triton_balancing_sinkhorn, "WHOLE", whole)
+    shrink_tiles(monkeypatch, KEPT=4, SUMMED=8)
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 2, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
+    allowed = None
+    if masked:
+        has_tokens = torch.rand(2, num_blocks, device=DEVICE) < 0.7  # rows and columns that allow nothing
+        allowed = (has_tokens.unsqueeze(-1) & has_tokens.unsqueeze(-2)).unsqueeze(1)
+    expected = balancing_sinkhorn.sinkhorn_balance(logits.double(), allowed, iterations)
+    masked_logits = logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+    actual = triton_balancing_sinkhorn.balance(masked_logits, iterations)
+    assert_close(actual.double(), expected, 1e-5)
+    upstream = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad(expected, logits, upstream)
+    (grad,) = torch.autograd.grad(actual, logits, upstream.float())
+    assert_close(grad, expected_grad, 1e-4)
+
+
+@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (2, 0), (2, 1), (11, 1), (10, 3)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("capacity", [False, True])
+def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch):
+    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4, KEPT=4, SUMMED=8)
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(2, 1, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
+    allowed = torch.ones(num_blocks, num_blocks, dtype=torch.bool, device=DEVICE).tril(-1).expand(2, 1, -1, -1)
+    if masked:  # documents in one row, and empty blocks
+        document = torch.randint(3, (2, num_blocks), device=DEVICE).sort(-1).values
+        allowed = allowed & sorting_sinkhorn.same_document(document, document).unsqueeze(1)
+        allowed = allowed & (torch.rand(2, 1, 1, num_blocks, device=DEVICE) < 0.7)
+    expected, sums = balancing_sinkhorn.causal_sinkhorn_balance(
+        logits.double(), allowed, iterations, capacity=capacity
+    )
+    masked_logits = logits.masked_fill(~allowed, float("-inf"))
+    actual, actual_sums = triton_balancing_sinkhorn.balance_causally(masked_logits, iterations, capacity)
+    assert_close(actual.double(), expected, 1e-5)
+    known = sums > balancing_sinkhorn.causal_floor(torch.float32)
+    if iterations:
+        assert_close(actual_sums.double().masked_fill(~known, 0), sums.masked_fill(~known, 0), 1e-5)
+    assert (actual_sums[~known] == float("-inf")).all()
+    upstream = torch.randn_like(expected)
+    (expected_grad,) = torch.autograd.grad(expected, logits, upstream)
+    (grad,) = torch.autograd.grad(actual, logits, upstream.float())
+    assert_close(grad, expected_grad, 1e-4)
+
+
+# Rows, blocks, slots, query heads, key/value heads, width.
+SIZES = [(1, 1, 16, 2, 2, 32), (2, 2, 16, 4, 2, 32)]
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+@pytest.mark.parametrize("masked, shared_tables", [("no", False), ("keys", True), ("queries", False)])
+def test_block_attention(sizes, kind, masked, shared_tables):
+    torch.manual_seed(0)
+    batch, blocks, b, heads, groups, width = sizes
+    query, (key, value) = (
+        random(batch, blocks, b, heads, width),
+        (random(batch, groups, blocks, b, width) for _ in "kv"),
+    )
+    tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
+    inputs, beside, num_beside = [query, key, value], None, 0
+    if kind == "mixed":
+        mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
+        beside, num_beside = Mixed(*mixed, tables[1]), 1
+        inputs += mixed
+    elif kind == "gathered":
+        num_beside = 2
+        index = torch.randint(blocks, (batch, groups, blocks, num_beside))
+        beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+        inputs.append(beside.weight)
+    mask = None
+    if masked == "keys":
+        mask = torch.rand(batch, blocks, 1, 1, (num_beside + 1) * b) < 0.7
+        mask[..., -1] = True
+    elif masked == "queries":
+        mask = torch.rand(batch, blocks, groups, b, (num_beside + 1) * b) < 0.7
+        mask[..., -b:] |= torch.eye(b, dtype=torch.bool)
+    expected = formula(query, key, value, tables[0], beside, mask, 0.3)
+    upstream = torch.randn_like(expected)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+
+    def single(x):
+        return x.detach().to(DEVICE, torch.float32).requires_grad_(x.requires_grad)
+
+    inputs = [single(x) for x in inputs]
+    tables = [tuple(single(x) for x in table) for table in tables]
+    actual = triton_attention_sinkhorn.block_attention(
+        *inputs[:3],
+        tables[0],
+        (*inputs[3:5], tables[1]) if kind == "mixed" else None,
+        (beside.index.to(DEVICE), inputs[3]) if kind == "gathered" else None,
+        None if mask is None else mask.to(DEVICE),
+        0.3,
+    )
+    assert_close(actual.cpu().double(), expected, 1e-5)
+    grads = torch.autograd.grad(actual, inputs, single(upstream))
+    for grad, expected_grad in zip(grads, expected_grads, strict=True):
+        assert_close(grad.cpu().double(), expected_grad, 1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides, checkpointing",
+    [
+        ({"sort_assignment": "soft"}, True),
+        pytest.param({"sort_assignment": "hard"}, False, marks=pytest.mark.slow),
+        pytest.param({"sort_assignment": "soft", "is_decoder": True}, True, marks=pytest.mark.slow),
+        pytest.param(
+            {"sort_assignment": "hard", "is_decoder": True, "causal_balancing": "capacity"},
+            False,
+            marks=pytest.mark.slow,
+        ),
+        ({"layer_type": "local_attention"}, False),
+    ],
+)
+def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
+    """With the kernels and without, in a padded batch, gradients included; with activation checkpointing too."""
+    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4)
+    torch.manual_seed(0)
+    sizes = {"block_size": 16, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
+    model = SinkhornModel(tiny_config(**sizes, num_hidden_layers=1, **overrides)).to(DEVICE).train()
+    mask = padding_masks(37)[[0, 3, 4]].to(DEVICE)
+    ids = torch.randint(3, 50, mask.shape, device=DEVICE)
+    if DEVICE == "cpu":
+        monkeypatch.setattr(attention_sinkhorn, "block_attention", block_attention_sinkhorn.block_attention_on_gpu)
+        for name in ("balance_on_gpu", "balance_causally_on_gpu"):
+            kernel = getattr(triton_balancing_sinkhorn, name.removesuffix("_on_gpu"))
+            monkeypatch.setattr(balancing_sinkhorn, name, kernel)
+        monkeypatch.setattr(block_attention_sinkhorn, "attend_on_gpu", triton_attention_sinkhorn.block_attention)
+    results = []
+    for used in (True, False):
+        monkeypatch.setattr(attention_sinkhorn, "fits", lambda query, used=used: used)
+        monkeypatch.setattr(balancing_sinkhorn, "runs_on", lambda x, used=used: used)
+        if used and checkpointing:
+            model.gradient_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_disable()
+        torch.manual_seed(1)  # of the noise
+        output = model(ids, attention_mask=mask).last_hidden_state
+        parameters = list(model.parameters())
+        results.append((output, *torch.autograd.grad(output.square().sum(), parameters, allow_unused=True)))
+    for actual, expected in zip(*results):
+        if expected is not None:
+            assert_close(actual, expected, 1e-3)
+
+
+def test_the_ops_are_what_they_say(monkeypatch):
+    """Schemas, shapes without data (for `torch.compile`) and gradients are registered as torch asks for."""
+    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4, KEPT=4, SUMMED=8)
+    torch.manual_seed(0)
+    logits = torch.randn(1, 2, 2, device=DEVICE, requires_grad=True)
+    grad = torch.randn_like(logits)
+    query, key, value, mixed_key, mixed_value = (
+        torch.randn(*shape, device=DEVICE, requires_grad=True)
+        for shape in [(1, 2, 16, 2, 32), *[(1, 2, 16, 1, 32)] * 2, *[(1, 1, 2, 16, 32)] * 2]
+    )
+    cos, sin = (x.float().to(DEVICE) for x in rotation(1, 2, 16, 32))
+    index = torch.randint(2, (1, 1, 2, 2), device=DEVICE)
+    weight = torch.ones(index.shape, device=DEVICE, requires_grad=True)
+    mixed = (query, key, value, mixed_key, mixed_value, None, None, None, cos, sin, cos, sin, 0.3)
+    gathered = (query, key, value, None, None, weight, index, None, cos, sin, None, None, 0.3)
+    calls = [
+        (triton_balancing_sinkhorn._balance, (logits, 2)),
+        (triton_balancing_sinkhorn._balance_causally, (logits, 1, True)),
+    ]
+    calls += [(triton_attention_sinkhorn._attend, arguments) for arguments in (mixed, gathered)]
+    _, rows, columns = triton_balancing_sinkhorn._balance(logits.detach(), 2)
+    calls.append((triton_balancing_sinkhorn._balance_backward, (grad, logits.detach(), rows, columns)))
+    calls.append((triton_balancing_sinkhorn._balance_causally_backward, (grad, logits.detach(), 1, True)))
+    for arguments in (mixed, gathered):
+        arguments = [x.detach() if isinstance(x, torch.Tensor) else x for x in arguments]
+        kept = triton_attention_sinkhorn._attend(*arguments)
+        calls.append((triton_attention_sinkhorn._attend_backward, (torch.randn_like(query), *kept, *arguments)))
+    for op, arguments in calls:
+        checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(op, arguments, test_utils=checks)
