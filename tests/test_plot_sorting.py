@@ -20,7 +20,8 @@ from modeling_sinkhorn import (
     SinkhornForSequenceClassification,
     SinkhornModel,
 )
-from plot_sorting import pairs, watch
+from plotting import drawing
+from plotting.recording import pairs, watch
 
 
 TEXT = "peace and friendship with all mankind; the state of the union is as sound as it was the year before | so be it"
@@ -151,9 +152,9 @@ def test_panels_show_the_matrices(ids):
     other = watch(body("sinkhorn_attention", "soft", False), ids)[0][0]
 
     def shown(states: dict, heads: list[int]) -> list[torch.Tensor]:
-        figure = plot_sorting.draw_sorting(states, heads, "title")
+        figure = drawing.draw_sorting(states, heads, "title")
         drawn = [torch.tensor(panel.images[0].get_array()) for panel in figure.axes if len(panel.images) == 1]
-        plot_sorting.plt.close(figure)
+        drawing.plt.close(figure)
         return [image for image in drawn if image.shape == (6, 6)]
 
     for head, drawn in zip((0, 1), zip(*[iter(shown({"model": layer}, [0, 1]))] * 2)):
@@ -166,11 +167,11 @@ def test_panels_show_the_matrices(ids):
 
 def test_tiles_of_a_map_are_shares():
     attention = torch.rand(7, 7).softmax(-1)
-    tiles = plot_sorting.in_tiles(attention, most=3)  # of three tokens, the last of one
+    tiles = drawing.in_tiles(attention, most=3)  # of three tokens, the last of one
     assert_close(tiles.sum(-1), torch.ones(3))
     assert_close(tiles[0, 1], attention[:3, 3:6].sum() / 3)
     assert_close(tiles[2, 2], attention[6, 6])
-    assert_close(plot_sorting.in_tiles(attention, most=7), attention, 0)
+    assert_close(drawing.in_tiles(attention, most=7), attention, 0)
 
 
 # The command ---------------------------------------------------------------------------------------------------------

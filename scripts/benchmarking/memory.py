@@ -25,7 +25,7 @@ from benchmarking.models import make
 from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
 
 
-PRELOAD = ["torch", "transformers", "memory"]  # what children need, imported once
+PRELOAD = ["torch", "transformers", "benchmarking.memory"]  # what children need, imported once
 WARM_UP_LENGTH = 64
 MEGABYTE = 2**20
 

@@ -10,15 +10,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
-
-matplotlib.use("Agg")  # draws to a file, without a display
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter  # noqa: E402
-
-from benchmarking.passes import BOTH  # noqa: E402
+from benchmarking.passes import BOTH
+from common.pyplot import plt
 
 
 # Colours of Okabe and Ito, and of Tol, chosen to be told apart with any kind of colour vision, and a marker for each.

@@ -4,19 +4,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+
+from common.pyplot import plt
+from experiments.results import cell, chosen, in_order, mean_list
+from experiments.tables import heading, models_of
 
 
-matplotlib.use("Agg")  # draws to a file, without a display
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from experiments.results import cell, chosen, in_order, mean_list  # noqa: E402
-from experiments.tables import heading, models_of  # noqa: E402
-
-
-# Colours of Okabe and Ito, and of Tol, as in `plot_benchmark.py`; a marker for each.
+# Colours of Okabe and Ito, and of Tol, as in `benchmarking/plots.py`; a marker for each.
 STYLES = {
     "full": ("#D55E00", "D"),
     "local": ("#009E73", "^"),

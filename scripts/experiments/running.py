@@ -37,7 +37,7 @@ def _models_of(config: dict) -> set[str]:
 
 
 def result_file(run: Run, options: argparse.Namespace) -> Path:
-    return options.results_dir / f"{run.name}.json"
+    return options.results_dir / run.experiment / run.condition / f"{run.model}.seed{run.seed}.json"
 
 
 def is_done(run: Run, options: argparse.Namespace) -> bool:

@@ -33,7 +33,9 @@ def open_archive(folder: Path, name: str) -> tarfile.TarFile:
     """Raises `SystemExit` where the file is missing or another one."""
     path = folder / name
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; the head of scripts/prepare_books.py says how to download it.")
+        raise SystemExit(
+            f"{path} is missing; the head of scripts/maintenance/prepare_books.py says how to download it."
+        )
     if hashlib.sha256(path.read_bytes()).hexdigest() != ARCHIVES[name]:
         raise SystemExit(f"{path} is another file: its SHA-256 differs from {ARCHIVES[name]}.")
     return tarfile.open(path)  # the caller closes it

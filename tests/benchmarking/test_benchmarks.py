@@ -12,11 +12,11 @@ from transformers.utils import logging
 
 import attention_sinkhorn
 import benchmark
-import benchmark_gpu
 import modeling_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking import memory
 from benchmarking import parity as parity_gate
+from benchmarking.gpu.operators import other_blocks_at_random
 from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, VOCAB, make, names
 from benchmarking.passes import packed_batch, ragged_batch
 from benchmarking.report import by_length, crossover
@@ -399,7 +399,7 @@ def test_ratios_are_to_the_base_shortly_before(monkeypatch):
         order.append(name)
         return factors[name] * 1.1 ** order.count("base")
 
-    monkeypatch.setattr("benchmark_timing.seconds", seconds)
+    monkeypatch.setattr("benchmarking.timing.seconds", seconds)
     timings = time_rounds(
         {name: name for name in factors}, ragged_batch(1, 8), 0, lambda name: 3, kinds=("forward",), base="base"
     )
@@ -452,6 +452,6 @@ def test_without_a_gpu(tmp_path, monkeypatch):
 @pytest.mark.parametrize("blocks", [2, 7])
 def test_a_block_reads_another(blocks):
     """The pattern that attention alone is timed on: each block once, and none beside itself."""
-    others = benchmark_gpu._other_blocks(blocks)
+    others = other_blocks_at_random(blocks)
     assert sorted(others.tolist()) == list(range(blocks))
     assert (others != torch.arange(blocks)).all()

@@ -326,7 +326,9 @@ def tiny(tmp_path, monkeypatch):
 
 
 def records_in(folder: Path) -> dict[str, dict]:
-    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """By path below the folder."""
+    paths = sorted(folder.glob("*/*/*.json"))
+    return {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in paths}
 
 
 def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
@@ -336,7 +338,7 @@ def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     ]
     assert tiny("--seeds", "0") == 0
     records = records_in(tmp_path / "results")
-    assert list(records) == ["tiny.only.local.seed0.json", "tiny.only.soft.seed0.json"]
+    assert list(records) == ["tiny/only/local.seed0.json", "tiny/only/soft.seed0.json"]
     local, soft = records.values()
     assert soft["commit"] and soft["versions"]["torch"] and soft["machine"]["cpu_cores"]
     assert soft["steps"] == 12 and soft["seed"] == 0 and soft["budget"] == "full" and soft["seconds"] > 0
@@ -347,7 +349,7 @@ def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(records) and str(ROOT) not in json.dumps(records)
     assert not list((tmp_path / "work").iterdir())
 
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert tiny("--seeds", "0,1", "--only", "soft") == 0
     assert "2 runs, of which 1 are done" in capsys.readouterr().out
     assert len(records_in(tmp_path / "results")) == 3
@@ -439,7 +441,7 @@ def test_one_failure_does_not_stop_the_rest(tiny, tmp_path, monkeypatch, capsys)
     (tmp_path / "configs" / "tiny.yaml").write_text(text)
     assert tiny("--seeds", "0") == 1
     assert "there is no model 'nonsense'" in capsys.readouterr().err
-    assert list(records_in(tmp_path / "results")) == ["tiny.only.soft.seed0.json"]
+    assert list(records_in(tmp_path / "results")) == ["tiny/only/soft.seed0.json"]
 
 
 @pytest.mark.parametrize(
@@ -559,4 +561,9 @@ def test_records_are_of_the_config_files():
             conditions=[record["condition"]],
         )
         assert one.settings == record["settings"], f"{one.name} was run with other settings: run it again"
-        assert one.command == record["command"]
+        program, *flags = record["command"]
+        assert program in (
+            "scripts/run_experiments.py",
+            "scripts/experiments/run.py",
+        )  # the second is its earlier name
+        assert flags == one.command[1:]

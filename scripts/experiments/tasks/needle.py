@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Needles in a haystack (design section 2.3). A text is a number of pages. A page has its number and its answer; the first
+Needles in a haystack. A text is a number of pages. A page has its number and its answer; the first
 page instead points to other pages, and the class of the text is the largest of their answers, read at the first token.
 With one pointer it is that page's answer. `causal: true` is the same for decoders: the page that points is the last one, and
 the class is read at the last token.
