@@ -25,23 +25,24 @@ import transformers
 from tqdm import tqdm
 
 from benchmarking.extras import (
-    LEAST_ROUNDS,
+    MINIMUM_ROUNDS,
     RAGGED_MODELS,
     RAGGED_ROWS,
-    in_time,
-    least_rounds,
+    if_time_is_left,
     measure_checkpointing,
     measure_long,
     measure_packed,
     measure_ragged,
+    minimum_rounds,
     packing_gain,
 )
 from benchmarking.memory import Task, peak_memory
-from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
+from benchmarking.models import FLOOR, FULL_ATTENTION, PEERS, SINKHORN_SOFT, SINKHORN_VARIANTS, make_model, model_names
 from benchmarking.parity import check_all
-from benchmarking.passes import BOTH, PASSES, single_row
+from benchmarking.passes import FORWARD_BACKWARD, PASSES, single_row
 from benchmarking.report import conclusions, seconds_by_length, table
 from benchmarking.timing import predict, summarize, time_rounds
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 
 
@@ -55,15 +56,15 @@ QUICK = {
     "long_length": 0,
     "minutes": 2.0,
 }
-SHARE_OF_EXTRAS = 0.33  # of the minutes
+EXTRAS_SHARE = 0.33  # of the minutes
 
 
 def main() -> None:
     arguments = parse_arguments()
     transformers.logging.set_verbosity_error()  # BigBird and Reformer tell what they settle on, for every model made
-    chosen = [name for name in names() if name == FLOOR or name in arguments.models]
+    chosen = [name for name in model_names() if name == FLOOR or name in arguments.models]
     deadline = time.perf_counter() + arguments.minutes * 60 if arguments.minutes else math.inf
-    parity = check_all([name for name in chosen if name in OURS], arguments.device)
+    parity = check_all([name for name in chosen if name in SINKHORN_VARIANTS], arguments.device)
     models, left_out = describe(chosen, max(arguments.lengths))
     record = {
         **provenance(),
@@ -91,14 +92,19 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument(
         "--resume", action="store_true", help="Go on from that file, if commit and settings are the same."
     )
     parser.add_argument("--quick", action="store_true", help="Short lengths, few rounds.")
     parser.add_argument(
-        "--models", nargs="+", default=names(), choices=names(), metavar="NAME", help="; ".join(names())
+        "--models",
+        nargs="+",
+        default=model_names(),
+        choices=model_names(),
+        metavar="NAME",
+        help="; ".join(model_names()),
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on CUDA.")
@@ -127,13 +133,13 @@ def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, 
     models, left_out = {}, {}
     for name in chosen:
         try:
-            contestant = make(name, length)
+            benchmark_model = make_model(name, length)
         except (ImportError, ValueError, TypeError, AttributeError) as error:
             if name not in PEERS:
                 raise
             left_out[name] = f"{type(error).__name__}: {error}"
             continue
-        models[name] = {"config": contestant.config, "parameters": contestant.parameters()}
+        models[name] = {"config": benchmark_model.config, "parameters": benchmark_model.parameters()}
     return models, left_out
 
 
@@ -165,10 +171,10 @@ def measure_length(
     length: int, arguments: argparse.Namespace, rows: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
     """`{model: cell}` at one length. A cell has what was measured, or `skipped`: why not."""
-    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     expected = {name: expected_seconds(rows, name, length) for name in rows}
     skipped = too_slow(expected, arguments.max_seconds_per_pass)
-    costs = {n: sum(expected[n].values()) * (1 + least_rounds(n)) for n in rows if n not in skipped}
+    costs = {n: sum(expected[n].values()) * (1 + minimum_rounds(n)) for n in rows if n not in skipped}
     skipped |= too_costly(costs, time_for(length, arguments, deadline))
     memory = {}
     for name in tqdm([name for name in rows if name not in skipped], desc=f"{length:,} tokens: memory"):
@@ -176,37 +182,37 @@ def measure_length(
         memory[name] = peak_memory(task, timeout=4 * arguments.max_seconds_per_pass)
         if "reason" in memory[name]:
             skipped[name] = memory[name]["reason"]
-        elif (took := memory[name][BOTH]["seconds"]) > arguments.max_seconds_per_pass and name != FLOOR:
+        elif (took := memory[name][FORWARD_BACKWARD]["seconds"]) > arguments.max_seconds_per_pass and name != FLOOR:
             skipped[name] = f"a pass took {took:.0f} s"
-    contestants = {name: make(name, length, **place) for name in rows if name not in skipped}
+    benchmark_models = {name: make_model(name, length, **placement) for name in rows if name not in skipped}
     timings = time_rounds(
-        contestants,
+        benchmark_models,
         single_row(length).to(arguments.device),
         arguments.seconds_per_length,
-        least_rounds,
-        expected=lambda name: memory[name][BOTH]["seconds"],
+        minimum_rounds,
+        expected=lambda name: memory[name][FORWARD_BACKWARD]["seconds"],
     )
     skipped |= timings.failures
     cells = {name: {"skipped": reason} for name, reason in skipped.items()}
     for name in timings.seconds:
         cells[name] = summarize(timings, name, length)
-        if contestants[name].ran_as is not None:
-            cells[name]["ran_as"] = contestants[name].ran_as
+        if benchmark_models[name].ran_as is not None:
+            cells[name]["ran_as"] = benchmark_models[name].ran_as
     add_memory(cells, memory)
     return cells
 
 
 def too_slow(expected: dict[str, dict[str, float]], limit: float) -> dict[str, str]:
     return {
-        name: f"a pass would take about {passes[BOTH]:.0f} s"
+        name: f"a pass would take about {passes[FORWARD_BACKWARD]:.0f} s"
         for name, passes in expected.items()
-        if passes[BOTH] > limit and name != FLOOR
+        if passes[FORWARD_BACKWARD] > limit and name != FLOOR
     }
 
 
 def time_for(length: int, arguments: argparse.Namespace, deadline: float) -> float:
     """Seconds that a length may take: half of what is left, so that longer ones have their turn; the last one all."""
-    left = deadline - time.perf_counter() - SHARE_OF_EXTRAS * arguments.minutes * 60
+    left = deadline - time.perf_counter() - EXTRAS_SHARE * arguments.minutes * 60
     return left if length == max(arguments.lengths) else left / 2
 
 
@@ -216,7 +222,7 @@ def too_costly(costs: dict[str, float], left: float) -> dict[str, str]:
     for name in sorted(costs, key=costs.get, reverse=True):
         if sum(costs.values()) - sum(costs[other] for other in skipped) <= left:
             break
-        if name not in (FLOOR, MAIN, FULL):
+        if name not in (FLOOR, SINKHORN_SOFT, FULL_ATTENTION):
             skipped[name] = f"would take about {costs[name]:.0f} s, more than --minutes leaves room for"
     return skipped
 
@@ -237,37 +243,41 @@ def add_memory(cells: dict[str, Any], memory: dict[str, Any]) -> None:
 
 def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Long rows, activation checkpointing, padded and packed batches."""
-    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     result: dict[str, Any] = {}
 
     def left() -> float:
         return deadline - time.perf_counter()
 
     def expected(name: str, length: int) -> float:
-        return expected_seconds(rows, name, length)[BOTH] if name in rows else 0.0
+        return expected_seconds(rows, name, length)[FORWARD_BACKWARD] if name in rows else 0.0
 
-    if MAIN in rows and arguments.long_length:
+    if SINKHORN_SOFT in rows and arguments.long_length:
         length = arguments.long_length
-        due = expected(MAIN, length) * 2.5  # one pass as it is, and one that computes the forward twice
+        needed = expected(SINKHORN_SOFT, length) * 2.5  # one pass as it is, and one that computes the forward twice
         print(f"A long row: {length:,} tokens")
-        result["long"] = in_time(due, left(), lambda: measure_long(length, place, timeout=600))
-    if MAIN in rows and arguments.checkpointing_lengths:
+        result["long"] = if_time_is_left(needed, left(), lambda: measure_long(length, placement, timeout=600))
+    if SINKHORN_SOFT in rows and arguments.checkpointing_lengths:
         result["checkpointing"] = {}
         for length in tqdm(arguments.checkpointing_lengths, desc="Activation checkpointing"):
-            due = expected(MAIN, length) * 2.5 * (1 + LEAST_ROUNDS)
-            result["checkpointing"][str(length)] = in_time(
-                due,
+            needed = expected(SINKHORN_SOFT, length) * 2.5 * (1 + MINIMUM_ROUNDS)
+            result["checkpointing"][str(length)] = if_time_is_left(
+                needed,
                 left(),
-                lambda length=length: measure_checkpointing(length, arguments.seconds_per_length / 2, place),
+                lambda length=length: measure_checkpointing(length, arguments.seconds_per_length / 2, placement),
             )
     if arguments.ragged_longest:
         print("A padded batch")
         longest, budget = arguments.ragged_longest, arguments.seconds_per_length
-        passes = sum(expected(name, longest) * least_rounds(name) for name in RAGGED_MODELS)
-        due = passes * RAGGED_ROWS * 1.4  # with the forward alone
-        result["ragged"] = in_time(due, left(), lambda: measure_ragged(list(rows), longest, budget, place))
+        passes = sum(expected(name, longest) * minimum_rounds(name) for name in RAGGED_MODELS)
+        needed = passes * RAGGED_ROWS * 1.4  # with the forward alone
+        result["ragged"] = if_time_is_left(
+            needed, left(), lambda: measure_ragged(list(rows), longest, budget, placement)
+        )
         print("The same documents in one row")
-        result["packed"] = in_time(due, left(), lambda: measure_packed(list(rows), longest, budget, place))
+        result["packed"] = if_time_is_left(
+            needed, left(), lambda: measure_packed(list(rows), longest, budget, placement)
+        )
         result["packed"] |= packing_gain(result["ragged"], result["packed"])
     return result
 
@@ -278,9 +288,9 @@ def report(record: dict[str, Any], lengths: list[int]) -> None:
     print()
     for name, found in record["crossover"].items():
         if found["measured"] is None:
-            print(f"{MAIN} is not faster than {name} at {found['compared_up_to']} tokens")
+            print(f"{SINKHORN_SOFT} is not faster than {name} at {found['compared_up_to']} tokens")
         else:
-            print(f"{MAIN} is faster than {name} from {found['measured']:,} tokens on (measured)")
+            print(f"{SINKHORN_SOFT} is faster than {name} from {found['measured']:,} tokens on (measured)")
     for name, reason in record["left_out"].items():
         print(f"left out: {name}: {reason}")
     for name, cells in record["rows"].items():

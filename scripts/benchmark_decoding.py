@@ -10,7 +10,6 @@ A round decodes one block of tokens, so that one sorting pass is in every figure
 does not depend on them. No figure is given where decoding does not equal the full forward.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,6 +19,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornForCausalLM
@@ -94,7 +94,7 @@ def decode(model: SinkhornForCausalLM, cache: DynamicCache, num_tokens: int) -> 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="In tokens.")
     parser.add_argument("--rounds", type=int, default=7, help="Blocks of tokens that each figure is the median of.")

@@ -21,7 +21,8 @@ import transformers
 from benchmarking.gpu.accuracy import parity
 from benchmarking.gpu.device import ceilings
 from benchmarking.gpu.operators import attention, balancing
-from benchmarking.gpu.utilization import compiled, work
+from benchmarking.gpu.utilization import compiled, utilization
+from common.command_line import make_parser
 from common.run_record import command, provenance, write_json
 
 
@@ -29,7 +30,7 @@ LENGTHS = (4096, 16384, 65536, 131072)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="In tokens.")
     parser.add_argument("--seconds", type=float, default=0.3, help="For the rounds of each measurement.")
@@ -56,7 +57,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "balancing": balancing,
     "attention": attention,
     "parity": parity,
-    "work": work,
+    "work": utilization,
     "compiled": compiled,
 }
 

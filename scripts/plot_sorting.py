@@ -25,9 +25,9 @@ from transformers.utils import logging
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.errors import UserError
-from plotting.drawing import draw_attention, draw_sorting, save
-from plotting.passages import first_words, name_passages
-from plotting.recording import LayerSorting, watch
+from plotting.drawing import draw_attention, draw_sorting, save_figure
+from plotting.passages import describe_pairs, first_words
+from plotting.recording import LayerSorting, record_sorting
 
 
 @dataclass
@@ -84,7 +84,7 @@ def read_text(args: PlotArguments) -> str:
     return text
 
 
-def step_of(folder: Path) -> int:
+def checkpoint_step(folder: Path) -> int:
     """The training step of a checkpoint, from its name or the Trainer's record."""
     if match := re.fullmatch(r"checkpoint-(\d+)", folder.name):
         return int(match[1])
@@ -110,7 +110,7 @@ def find_checkpoints(args: PlotArguments) -> dict[int, Path]:
         found += [folder] if is_checkpoint else [file.parent for file in inside]
     if args.checkpoints is None:
         found = [file.parent for file in Path(args.model_name_or_path).glob("checkpoint-*/config.json")]
-    return dict(sorted((step_of(folder), folder) for folder in found))
+    return dict(sorted((checkpoint_step(folder), folder) for folder in found))
 
 
 def load_model(name: str, flag: str, args: PlotArguments, implementation: str) -> PreTrainedModel:
@@ -127,7 +127,7 @@ def load_model(name: str, flag: str, args: PlotArguments, implementation: str) -
         raise UserError(f"{flag}: {name} cannot be loaded: {' '.join(str(error).split())}") from None
 
 
-def chosen(wanted: list[int] | None, available: list[int], flag: str, what: str) -> list[int]:
+def select_numbers(wanted: list[int] | None, available: list[int], flag: str, what: str) -> list[int]:
     if wanted is None:
         return available
     if unknown := sorted(set(wanted) - set(available)):
@@ -135,7 +135,7 @@ def chosen(wanted: list[int] | None, available: list[int], flag: str, what: str)
     return sorted(set(wanted))
 
 
-def tokens_of(text: str, tokenizer: Any, config: Any, max_seq_length: int) -> Tensor:
+def tokenize(text: str, tokenizer: Any, config: Any, max_seq_length: int) -> Tensor:
     """The first tokens of the text, `(1, L)`, as many as model and flag allow; says what was left out."""
     limit = max_seq_length
     if config.sort_net != "bilinear":
@@ -166,8 +166,10 @@ def main() -> None:
             f"--model_name_or_path: no layer of {args.model_name_or_path} sorts (its layer_types are "
             f"{sorted(set(config.layer_types))}); name a model with sinkhorn, sortcut or mixture attention."
         )
-    numbers = chosen(args.layer, list(range(config.num_hidden_layers)), "layer", "the model has the layers")
-    heads = chosen(args.head, list(range(config.num_key_value_heads)), "head", "the model has the sorting heads")
+    numbers = select_numbers(args.layer, list(range(config.num_hidden_layers)), "layer", "the model has the layers")
+    heads = select_numbers(
+        args.head, list(range(config.num_key_value_heads)), "head", "the model has the sorting heads"
+    )
     name = args.tokenizer_name or args.model_name_or_path
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -179,16 +181,16 @@ def main() -> None:
         raise UserError(
             f"no tokenizer in {name} ({' '.join(str(error).split())[:200]}); name one with --tokenizer_name."
         ) from None
-    input_ids = tokens_of(text, tokenizer, config, args.max_seq_length)
+    input_ids = tokenize(text, tokenizer, config, args.max_seq_length)
 
-    layers, maps = watch(model, input_ids, maps=True)
+    layers, maps = record_sorting(model, input_ids, maps=True)
     states: dict[str, dict[int, LayerSorting]] = {}
     for step, folder in checkpoints.items():
         earlier = load_model(str(folder), "--checkpoints", args, config._attn_implementation)
         for setting in ("layer_types", "num_key_value_heads", "block_size", "is_decoder"):
             if getattr(earlier.config, setting) != getattr(config, setting):
                 raise UserError(f"--checkpoints: {folder} is of another model; its {setting} is not the model's.")
-        states[f"step {step}"] = watch(earlier, input_ids)[0]
+        states[f"step {step}"] = record_sorting(earlier, input_ids)[0]
     states["model"] = layers
 
     output = Path(args.output_dir)
@@ -200,15 +202,17 @@ def main() -> None:
         title = f"layer {number}, {config.layer_types[number]}"
         if number in layers:
             figure = draw_sorting({"model": layers[number]}, heads, title)
-            written.append(save(figure, output / f"sorting-layer{number}.png"))
+            written.append(save_figure(figure, output / f"sorting-layer{number}.png"))
             if checkpoints:
                 over_time = {state: found[number] for state, found in states.items()}
-                written.append(save(draw_sorting(over_time, heads, title), output / f"training-layer{number}.png"))
+                written.append(
+                    save_figure(draw_sorting(over_time, heads, title), output / f"training-layer{number}.png")
+                )
         figure = draw_attention(maps[number], query_heads, config.block_size, f"{title}: source-token attention map")
-        written.append(save(figure, output / f"attention-layer{number}.png"))
+        written.append(save_figure(figure, output / f"attention-layer{number}.png"))
     shown = {number: sorting for number, sorting in layers.items() if number in numbers}
     passages = first_words(tokenizer, input_ids, config.block_size)
-    named = name_passages(shown, heads, config, passages, args.num_pairs)
+    named = describe_pairs(shown, heads, config, passages, args.num_pairs)
     head = f"# Passages sorted beside each other\n\n{input_ids.shape[1]:,} tokens in {len(passages)} blocks of "
     (output / "passages.md").write_text(f"{head}{config.block_size}.\n\n{named}", encoding="utf-8")
     print(named)

@@ -30,7 +30,7 @@ from training.classification_data import Task
 from training.classification_inputs import DataTrainingArguments, encode, load_task
 from training.classification_scores import make_metrics, predict, report
 from training.defaults import SmallModelTrainingArguments
-from training.flags import parse, remember
+from training.flags import parse
 from training.model_choice import (
     ModelArguments,
     dataset_options,
@@ -38,7 +38,7 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
 )
-from training.resuming import Clock, find_checkpoint, resumes
+from training.resuming import TrainingTimer, find_checkpoint, train_and_save
 
 
 # A model that two CPU cores train in minutes.
@@ -104,8 +104,8 @@ def main() -> None:
 
     metric_name, compute_metrics = make_metrics(task)
     training_args.choose_best_by(metric_name, given)
-    clock = Clock()
-    callbacks = [clock]
+    timer = TrainingTimer()
+    callbacks = [timer]
     if training_args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
         training_args.restore_callback_states_from_checkpoint = True  # the patience that was used up
@@ -120,11 +120,7 @@ def main() -> None:
         callbacks=callbacks,
     )
     if training_args.do_train:
-        remember(given, training_args, resumes(training_args))
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        train_and_save(trainer, given, checkpoint)
     metrics = {}
     if training_args.do_eval:
         metrics["validation"] = trainer.evaluate()
@@ -132,7 +128,7 @@ def main() -> None:
     if training_args.do_predict and "test" in encoded:
         metrics["test"] = predict(trainer, encoded["test"], task)
     if trainer.is_world_process_zero():
-        report(trainer, task, data_args, metrics, clock.earlier + time.time() - started)
+        report(trainer, task, data_args, metrics, timer.earlier + time.time() - started)
     if training_args.push_to_hub:
         trainer.push_to_hub()
 

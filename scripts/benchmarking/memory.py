@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarking.models import make
+from benchmarking.models import make_model
 from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
 
 
@@ -47,7 +47,7 @@ def peak_memory(task: Task, timeout: float = 600) -> dict[str, Any]:
     more than `timeout` seconds: `{pass: {"megabytes": None, "seconds": None}, "reason": why}`.
     """
     if task.device != "cpu":
-        return _complete(task, _catching(_on_cuda, task))
+        return _complete(task, _failure_as_reason(_on_cuda, task))
     return _complete(task, _in_child(task, timeout))
 
 
@@ -55,7 +55,7 @@ def _complete(task: Task, answer: dict[str, Any]) -> dict[str, Any]:
     return {kind: {"megabytes": None, "seconds": None} for kind in task.kinds} | answer
 
 
-def _catching(measure, task: Task) -> dict[str, Any]:
+def _failure_as_reason(measure, task: Task) -> dict[str, Any]:
     """A model that cannot run at this length is a result too."""
     try:
         return measure(task)
@@ -105,39 +105,39 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
     transformers.logging.set_verbosity_error()
     if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, this process is to go, not the benchmark
         Path("/proc/self/oom_score_adj").write_text("1000")
-    sender.send(_catching(_on_cpu, task))
+    sender.send(_failure_as_reason(_on_cpu, task))
 
 
 def _on_cpu(task: Task) -> dict[str, Any]:
-    _give_back_at_once()
+    _return_freed_memory_at_once()
     # Thread pools and the buffers of libraries. With a model of its own: some settle on the length of their first row.
-    small = make(task.name, WARM_UP_LENGTH)
+    small = make_model(task.name, WARM_UP_LENGTH)
     for kind in PASSES:
         prepare(small, kind)
         run(small, single_row(WARM_UP_LENGTH), kind)
     del small
-    contestant, batch = _set_up(task)
+    benchmark_model, batch = _set_up(task)
     measured = {}
     for kind in task.kinds:
-        contestant.model.train(kind != FORWARD)
+        benchmark_model.model.train(kind != FORWARD)
         before = _reset_peak()
         start = time.perf_counter()
-        run(contestant, batch, kind)
+        run(benchmark_model, batch, kind)
         measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": _peak(before) / MEGABYTE}
     return measured
 
 
 def _set_up(task: Task):
-    contestant = make(task.name, task.length, task.device, getattr(torch, task.dtype))
+    benchmark_model = make_model(task.name, task.length, task.device, getattr(torch, task.dtype))
     if task.checkpointing:
-        enable_checkpointing(contestant.model)
-    for parameter in contestant.model.parameters():
+        enable_checkpointing(benchmark_model.model)
+    for parameter in benchmark_model.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    return contestant, single_row(task.length).to(task.device)
+    return benchmark_model, single_row(task.length).to(task.device)
 
 
-def _give_back_at_once() -> None:
+def _return_freed_memory_at_once() -> None:
     """Lets malloc map every tensor on its own, so that what was freed does not stand ready for the next one."""
     m_mmap_threshold = -3
     _call_libc("mallopt", m_mmap_threshold, 2**16)
@@ -179,15 +179,15 @@ def _max_resident() -> int:
 
 
 def _on_cuda(task: Task) -> dict[str, Any]:
-    contestant, batch = _set_up(task)
+    benchmark_model, batch = _set_up(task)
     measured = {}
     for kind in task.kinds:
-        contestant.model.train(kind != FORWARD)
+        benchmark_model.model.train(kind != FORWARD)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         start = time.perf_counter()
-        run(contestant, batch, kind)
+        run(benchmark_model, batch, kind)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": peak / MEGABYTE}

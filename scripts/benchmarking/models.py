@@ -33,6 +33,7 @@ from transformers import (
 )
 
 from attention_sinkhorn import SinkhornAttention
+from common.model_settings import recorded_settings, round_up
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel
 
@@ -41,14 +42,14 @@ HIDDEN, LAYERS, HEADS, BLOCK, VOCAB = 256, 4, 4, 64, 8000
 GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the one have about the parameters of two of the other
 FIRST_TOKEN = 5  # tokens below are special in one model or another
 
-FLOOR, MAIN, FULL = "floor", "sinkhorn soft", "full attention"
-OURS: dict[str, dict[str, Any]] = {
-    MAIN: {},
+FLOOR, SINKHORN_SOFT, FULL_ATTENTION = "floor", "sinkhorn soft", "full attention"
+SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
+    SINKHORN_SOFT: {},
     "sinkhorn hard": {"sort_assignment": "hard"},
     "sortcut": {"layer_types": ["sortcut_attention"] * LAYERS},
     "local": {"layer_types": ["local_attention"] * LAYERS},
     "mixture": {"layer_types": ["mixture_attention"] * LAYERS},
-    FULL: {"layer_types": ["full_attention"] * LAYERS},
+    FULL_ATTENTION: {"layer_types": ["full_attention"] * LAYERS},
     "causal sinkhorn soft": {"is_decoder": True},
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
@@ -63,7 +64,7 @@ PYPI_ROUTING = {
 }
 
 
-class Contestant(NamedTuple):
+class BenchmarkModel(NamedTuple):
     """A model of one length, and what is told of it."""
 
     model: nn.Module
@@ -88,21 +89,21 @@ class Contestant(NamedTuple):
         }
 
 
-def names() -> list[str]:
+def model_names() -> list[str]:
     """Every model: the floor first, then ours and peers by turns."""
-    by_turns = itertools.chain.from_iterable(itertools.zip_longest(OURS, PEERS))
+    by_turns = itertools.chain.from_iterable(itertools.zip_longest(SINKHORN_VARIANTS, PEERS))
     return [FLOOR, *filter(None, by_turns)]
 
 
-def make(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Contestant:
+def make_model(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BenchmarkModel:
     """The model `name` for rows of `length` tokens, weights drawn from a fixed seed."""
     torch.manual_seed(0)
-    contestant = PEERS[name](length) if name in PEERS else _ours(name, length)
-    contestant.model.to(device, dtype)
-    return contestant
+    benchmark_model = PEERS[name](length) if name in PEERS else _ours(name, length)
+    benchmark_model.model.to(device, dtype)
+    return benchmark_model
 
 
-def _ours(name: str, length: int) -> Contestant:
+def _ours(name: str, length: int) -> BenchmarkModel:
     model = SinkhornModel(sinkhorn_config(name, max_position_embeddings=length))
     if name == FLOOR:
         take_attention_out(model)
@@ -121,7 +122,7 @@ def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
         "use_cache": False,
         "attn_implementation": "sdpa",
     }
-    return SinkhornConfig(**(settings | OURS[FULL if name == FLOOR else name] | overrides))
+    return SinkhornConfig(**(settings | SINKHORN_VARIANTS[FULL_ATTENTION if name == FLOOR else name] | overrides))
 
 
 def take_attention_out(model: SinkhornModel) -> None:
@@ -135,11 +136,8 @@ def take_attention_out(model: SinkhornModel) -> None:
             module.forward = MethodType(forward, module)
 
 
-def _of_transformers(model: PreTrainedModel) -> Contestant:
-    told = model.config.to_diff_dict()
-    for field in ("auto_map", "transformers_version", "architectures", "dtype"):
-        told.pop(field, None)
-    return Contestant(model, told, lambda outputs: outputs.last_hidden_state)
+def _of_transformers(model: PreTrainedModel) -> BenchmarkModel:
+    return BenchmarkModel(model, recorded_settings(model.config), lambda outputs: outputs.last_hidden_state)
 
 
 # Peers ---------------------------------------------------------------------------------------------------------------
@@ -148,7 +146,7 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def _bert(length: int) -> Contestant:
+def _bert(length: int) -> BenchmarkModel:
     config = BertConfig(
         **SIZES,
         **NO_DROPOUT,
@@ -159,7 +157,7 @@ def _bert(length: int) -> Contestant:
     return _of_transformers(BertModel(config, add_pooling_layer=False))
 
 
-def _modernbert(length: int) -> Contestant:
+def _modernbert(length: int) -> BenchmarkModel:
     """Gated as ours. Its pattern of layers and its window of 128 are its defaults: global in the first of three."""
     config = ModernBertConfig(
         **SIZES,
@@ -175,19 +173,19 @@ def _modernbert(length: int) -> Contestant:
     return _of_transformers(ModernBertModel(config))
 
 
-def _longformer(length: int) -> Contestant:
+def _longformer(length: int) -> BenchmarkModel:
     window = 256
     config = LongformerConfig(
         **SIZES,
         **NO_DROPOUT,
         intermediate_size=PLAIN_WIDTH,
         attention_window=window,
-        max_position_embeddings=_multiple(length, window) + 2,  # it counts positions from 2
+        max_position_embeddings=round_up(length, window) + 2,  # it counts positions from 2
     )
     return _of_transformers(LongformerModel(config, add_pooling_layer=False))
 
 
-def _big_bird(length: int) -> Contestant:
+def _big_bird(length: int) -> BenchmarkModel:
     """Block-sparse, but where a row has 11 blocks or fewer: there it turns to full attention by itself (`ran_as`)."""
     config = BigBirdConfig(
         **SIZES,
@@ -195,12 +193,12 @@ def _big_bird(length: int) -> Contestant:
         intermediate_size=PLAIN_WIDTH,
         attention_type="block_sparse",
         block_size=BLOCK,
-        max_position_embeddings=_multiple(length, BLOCK),
+        max_position_embeddings=round_up(length, BLOCK),
     )
     return _of_transformers(BigBirdModel(config, add_pooling_layer=False))
 
 
-def _reformer(length: int) -> Contestant:
+def _reformer(length: int) -> BenchmarkModel:
     """Reversible layers, local and LSH by turns. It returns both streams, which are `2 * HIDDEN` wide together."""
     settings = {field: value for field, value in SIZES.items() if field != "num_hidden_layers"}
     config = ReformerConfig(
@@ -212,7 +210,7 @@ def _reformer(length: int) -> Contestant:
         local_attention_probs_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0,
         axial_pos_embds=False,  # axial ones want a length that is known in advance
-        max_position_embeddings=_multiple(length, BLOCK),
+        max_position_embeddings=round_up(length, BLOCK),
         local_attn_chunk_length=BLOCK,
         lsh_attn_chunk_length=BLOCK,
         use_cache=False,
@@ -220,8 +218,8 @@ def _reformer(length: int) -> Contestant:
     return _of_transformers(ReformerModel(config))
 
 
-def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
-    def build(length: int) -> Contestant:
+def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
+    def build(length: int) -> BenchmarkModel:
         if PYPI_FOLDER.is_dir() and str(PYPI_FOLDER) not in sys.path:
             sys.path.append(str(PYPI_FOLDER))
         try:
@@ -234,12 +232,12 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
             "depth": LAYERS,
             "heads": HEADS,
             "bucket_size": BLOCK,
-            "max_seq_len": _multiple(length, BLOCK),
+            "max_seq_len": round_up(length, BLOCK),
             "return_embeddings": True,
         }
         # Its feed-forward network is four times as wide as the model, without a gate the size of the others'.
         model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
-        return Contestant(
+        return BenchmarkModel(
             model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
         )
 
@@ -253,11 +251,7 @@ def pypi_version() -> str | None:
     return None
 
 
-def _multiple(length: int, of: int) -> int:
-    return -(-length // of) * of
-
-
-PEERS: dict[str, Callable[[int], Contestant]] = {
+PEERS: dict[str, Callable[[int], BenchmarkModel]] = {
     "BERT": _bert,
     "ModernBERT": _modernbert,
     "Longformer": _longformer,

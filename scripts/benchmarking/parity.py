@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import attention_sinkhorn
-from benchmarking.models import FULL, OURS, sinkhorn_config
+from benchmarking.models import FULL_ATTENTION, SINKHORN_VARIANTS, sinkhorn_config
 from benchmarking.passes import enable_checkpointing
 from modeling_sinkhorn import SinkhornModel
 
@@ -36,10 +36,10 @@ class Check(NamedTuple):
     measure: Callable[[str, str], float]  # name of the variant, and device, to its largest error
     applies: Callable[[str], bool]
     limit: float
-    says: str  # what is wrong where it fails
+    failure: str  # what is wrong where it fails
 
 
-def check_all(variants: Iterable[str] = tuple(OURS), device: str = "cpu") -> dict[str, dict[str, float]]:
+def check_all(variants: Iterable[str] = tuple(SINKHORN_VARIANTS), device: str = "cpu") -> dict[str, dict[str, float]]:
     """The largest error of each check, for each variant. Raises SystemExit where one is above its limit."""
     errors: dict[str, dict[str, float]] = {}
     for variant in variants:
@@ -67,7 +67,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def worst(errors: Iterable[float]) -> float:
+def largest(errors: Iterable[float]) -> float:
     """The largest, or NaN where any is NaN, which `max` may pass over."""
     return torch.tensor(list(errors), dtype=torch.double).max().item()
 
@@ -83,15 +83,15 @@ def parameter_gradients(model: SinkhornModel, ids: Tensor, mask: Tensor | None =
 
 
 def _causal(variant: str) -> bool:
-    return OURS[variant].get("is_decoder", False)
+    return SINKHORN_VARIANTS[variant].get("is_decoder", False)
 
 
 def _sorts(variant: str) -> bool:
-    return not {"local_attention", "full_attention"} & set(OURS[variant].get("layer_types", []))
+    return not {"local_attention", "full_attention"} & set(SINKHORN_VARIANTS[variant].get("layer_types", []))
 
 
 def _is_full(variant: str) -> bool:
-    return "full_attention" in OURS[variant].get("layer_types", [])
+    return "full_attention" in SINKHORN_VARIANTS[variant].get("layer_types", [])
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def implementations(variant: str, device: str) -> float:
     mask = torch.ones(2, NUM_TOKENS, device=device)
     mask[1, 30:] = 0
     sdpa, eager = (small_model(variant, device, attn_implementation=name) for name in ("sdpa", "eager"))
-    return worst(
+    return largest(
         relative(*(model(ids, attention_mask=mask).last_hidden_state for model in (sdpa, eager)))
         for ids, mask in ((tokens(2, NUM_TOKENS, device=device), mask), (tokens(1, MANY_TOKENS, device=device), None))
     )
@@ -114,7 +114,7 @@ def gradients(variant: str, device: str) -> float:
     mask = torch.ones(2, NUM_TOKENS, device=device)
     mask[1, 30:] = 0
     sdpa, eager = (small_model(variant, device, attn_implementation=name) for name in ("sdpa", "eager"))
-    return worst(
+    return largest(
         relative(*(parameter_gradients(model, ids, mask) for model in (sdpa, eager)))
         for ids, mask in ((tokens(2, NUM_TOKENS, device=device), mask), (tokens(1, MANY_TOKENS, device=device), None))
     )
@@ -136,7 +136,7 @@ def padding(variant: str, device: str) -> float:
         for number, (row, place) in enumerate(zip(rows, places)):
             alone = model(row).last_hidden_state[0]
             errors.append(relative(together[number, place], alone))
-    return worst(errors)
+    return largest(errors)
 
 
 @torch.no_grad()
@@ -154,13 +154,13 @@ def packed(variant: str, device: str) -> float:
 def single_block(variant: str, device: str) -> float:
     """With one block there is nothing to sort: dense attention, of which a mixture gives twice as much."""
     model = small_model(variant, device)
-    dense = small_model("causal full attention" if _causal(variant) else FULL, device)
+    dense = small_model("causal full attention" if _causal(variant) else FULL_ATTENTION, device)
     dense.load_state_dict(model.state_dict(), strict=False)
     if variant == "mixture":
         for layer in dense.layers:
             layer.self_attn.o_proj.weight.mul_(2)
     rows = [tokens(1, length, device=device) for length in (1, BLOCK - 1, BLOCK)]
-    return worst(relative(model(row).last_hidden_state, dense(row).last_hidden_state) for row in rows)
+    return largest(relative(model(row).last_hidden_state, dense(row).last_hidden_state) for row in rows)
 
 
 @torch.no_grad()
@@ -179,7 +179,7 @@ def maps(variant: str, device: str) -> float:
     values = values.repeat_interleave(HEADS // SMALL["num_key_value_heads"], dim=1)
     outputs_per_layer = 2 if variant == "mixture" else 1  # a mixture adds two, and its map is their mean
     of_values = relative(attention_map @ values * outputs_per_layer, attended)
-    return worst([(attention_map.sum(-1) - 1).abs().max().item(), of_values])
+    return largest([(attention_map.sum(-1) - 1).abs().max().item(), of_values])
 
 
 @torch.no_grad()
@@ -192,7 +192,7 @@ def sort_matrices(variant: str, device: str) -> float:
             errors.append(matrix.triu().abs().max().item())
             sums = sums[..., 1:]
         errors += [(sums - 1).abs().max().item(), -matrix.min().item()]
-    return worst(errors)
+    return largest(errors)
 
 
 @torch.no_grad()
@@ -204,13 +204,13 @@ def forced_permutation(variant: str, device: str) -> float:
     errors = []
     for _ in ("keys", "values"):
         blocks = torch.randn(1, 1, len(order), BLOCK, 6, dtype=torch.double, generator=generator).to(device)
-        if OURS[variant].get("sort_assignment") == "hard":
+        if SINKHORN_VARIANTS[variant].get("sort_assignment") == "hard":
             choice = attention_sinkhorn.hard_assignment(matrix, torch.ones_like(matrix, dtype=torch.bool), 1)
             moved = attention_sinkhorn.hard_sort(choice, blocks).squeeze(3)
         else:
             moved = attention_sinkhorn.soft_sort(matrix, blocks, None)
         errors.append(relative(moved, blocks.index_select(2, order)))
-    return worst(errors)
+    return largest(errors)
 
 
 def leak(variant: str, device: str) -> float:
@@ -224,7 +224,7 @@ def leak(variant: str, device: str) -> float:
         if not gradient[0, token].abs().max() > 0:  # or the 0 of later ones says nothing
             return float("nan")
         errors.append(gradient[0, token + 1 :].abs().max().item())
-    return worst(errors)
+    return largest(errors)
 
 
 def idle_sort_nets(variant: str, device: str) -> float:

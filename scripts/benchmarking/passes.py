@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarking.models import FIRST_TOKEN, VOCAB, Contestant
+from benchmarking.models import FIRST_TOKEN, VOCAB, BenchmarkModel
 
 
-FORWARD, BOTH = "forward", "forward_backward"
-PASSES = (FORWARD, BOTH)
+FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
+PASSES = (FORWARD, FORWARD_BACKWARD)
 
 
 class Batch(NamedTuple):
@@ -60,30 +60,30 @@ def enable_checkpointing(model: nn.Module) -> None:
     enable()
 
 
-def prepare(contestant: Contestant, kind: str) -> None:
+def prepare(benchmark_model: BenchmarkModel, kind: str) -> None:
     """Evaluation mode for a forward; training mode (so ours draws its noise) and no gradients for both passes."""
-    contestant.model.train(kind == BOTH)
-    contestant.model.zero_grad(set_to_none=True)
+    benchmark_model.model.train(kind == FORWARD_BACKWARD)
+    benchmark_model.model.zero_grad(set_to_none=True)
 
 
-def run(contestant: Contestant, batch: Batch, kind: str) -> None:
+def run(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> None:
     """One pass. A forward alone keeps nothing for a backward; the loss of both is a mean of squares over tokens."""
     if kind == FORWARD:
         with torch.no_grad():
-            contestant(**batch.inputs())
+            benchmark_model(**batch.inputs())
         return
-    squares = contestant(**batch.inputs()).float().square().mean(-1)
+    squares = benchmark_model(**batch.inputs()).float().square().mean(-1)
     if batch.attention_mask is not None:
         squares = squares * batch.attention_mask
     (squares.sum() / batch.num_tokens).backward()
 
 
-def seconds(contestant: Contestant, batch: Batch, kind: str) -> float:
+def seconds(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> float:
     """Of one pass, on a GPU until it has really ended."""
-    prepare(contestant, kind)
+    prepare(benchmark_model, kind)
     _wait(batch)
     start = time.perf_counter()
-    run(contestant, batch, kind)
+    run(benchmark_model, batch, kind)
     _wait(batch)
     return time.perf_counter() - start
 

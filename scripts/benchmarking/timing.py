@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from benchmarking.models import FLOOR, Contestant
-from benchmarking.passes import BOTH, PASSES, Batch, seconds
+from benchmarking.models import FLOOR, BenchmarkModel
+from benchmarking.passes import FORWARD_BACKWARD, PASSES, Batch, seconds
 
 
-MOST_ROUNDS = 25
+MAXIMUM_ROUNDS = 25
 MODELS_PER_BASE = 4  # so that what a model is compared with was measured seconds before
-SLOW = 3.0  # seconds of a pass from which on no warm-up pays
+SLOW_PASS_SECONDS = 3.0  # seconds of a pass from which on no warm-up pays
 
 
 class Timings(NamedTuple):
@@ -30,10 +30,10 @@ class Timings(NamedTuple):
 
 
 def time_rounds(
-    contestants: Mapping[str, Contestant],
+    benchmark_models: Mapping[str, BenchmarkModel],
     batch: Batch,
     budget: float,
-    least_rounds: Callable[[str], int],
+    minimum_rounds: Callable[[str], int],
     expected: Callable[[str], float] = lambda name: 0.0,
     kinds: tuple[str, ...] = PASSES,
     base: str = FLOOR,
@@ -47,42 +47,44 @@ def time_rounds(
         expected: seconds of a pass, as far as known; slow models have no round to warm up.
         base: the model that the others are compared with.
     """
-    times: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in contestants}
-    bases: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in contestants}
+    times: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in benchmark_models}
+    bases: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in benchmark_models}
     failures: dict[str, str] = {}
 
     def measure(name: str) -> dict[str, float] | None:
         try:
-            return {kind: seconds(contestants[name], batch, kind) for kind in kinds}
+            return {kind: seconds(benchmark_models[name], batch, kind) for kind in kinds}
         except (RuntimeError, MemoryError, ValueError, AssertionError, TypeError) as error:
             if name == base:
                 raise
             failures[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
             return None
 
-    def record(name: str, measured: dict[str, float], of_base: dict[str, float]) -> None:
+    def record(name: str, measured: dict[str, float], base_seconds: dict[str, float]) -> None:
         for kind in kinds:
             times[name][kind].append(measured[kind])
-            bases[name][kind].append(of_base[kind])
+            bases[name][kind].append(base_seconds[kind])
 
-    for name in contestants:
-        if expected(name) < SLOW:
+    for name in benchmark_models:
+        if expected(name) < SLOW_PASS_SECONDS:
             measure(name)
-    others, start = [name for name in contestants if name != base], time.perf_counter()
-    for number in tqdm(range(MOST_ROUNDS), desc=f"{batch.input_ids.numel():,} tokens: rounds"):
-        in_time = time.perf_counter() - start < budget
-        turned = others[number % max(len(others), 1) :] + others[: number % max(len(others), 1)]
-        due = [name for name in turned if (in_time or number < least_rounds(name)) and name not in failures]
-        if not due and not in_time and number >= least_rounds(base):
+    others, start = [name for name in benchmark_models if name != base], time.perf_counter()
+    for number in tqdm(range(MAXIMUM_ROUNDS), desc=f"{batch.input_ids.numel():,} tokens: rounds"):
+        within_budget = time.perf_counter() - start < budget
+        rotated = others[number % max(len(others), 1) :] + others[: number % max(len(others), 1)]
+        to_measure = [
+            name for name in rotated if (within_budget or number < minimum_rounds(name)) and name not in failures
+        ]
+        if not to_measure and not within_budget and number >= minimum_rounds(base):
             break
-        for first in range(0, max(len(due), 1), MODELS_PER_BASE):
-            of_base = measure(base)
-            record(base, of_base, of_base)
-            for name in due[first : first + MODELS_PER_BASE]:
+        for first in range(0, max(len(to_measure), 1), MODELS_PER_BASE):
+            base_seconds = measure(base)
+            record(base, base_seconds, base_seconds)
+            for name in to_measure[first : first + MODELS_PER_BASE]:
                 measured = measure(name)
                 if measured is not None:
-                    record(name, measured, of_base)
-    return Timings({name: times[name] for name in contestants if name not in failures}, bases, failures)
+                    record(name, measured, base_seconds)
+    return Timings({name: times[name] for name in benchmark_models if name not in failures}, bases, failures)
 
 
 def summarize(timings: Timings, name: str, num_tokens: int) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def summarize(timings: Timings, name: str, num_tokens: int) -> dict[str, Any]:
     Of one model, per pass: the median and the range of its seconds, tokens per second, the median over rounds of its
     ratio to the floor's time shortly before, and the ratio of the medians.
     """
-    summary: dict[str, Any] = {"rounds": len(timings.seconds[name][BOTH])}
+    summary: dict[str, Any] = {"rounds": len(timings.seconds[name][FORWARD_BACKWARD])}
     for kind in PASSES:
         values = timings.seconds[name][kind]
         median = statistics.median(values)

@@ -44,6 +44,12 @@ def command() -> list[str]:
     return told
 
 
+def write_run(run: dict, output_dir: str, results_file: str | None) -> None:
+    """As `run.json` of the output folder, and to `results_file` where there is one."""
+    for path in filter(None, (Path(output_dir) / "run.json", results_file)):
+        write_json(Path(path), run)
+
+
 def write_json(path: Path, content: dict) -> None:
     """Writes whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -74,7 +74,7 @@ def outcomes(runs: list[Run], options: argparse.Namespace, deadline: float | Non
             yield futures[future], future.result()
 
 
-def be_quiet() -> None:
+def silence_libraries() -> None:
     """The Trainer and the data sets tell every step; a set of runs tells its scores."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -84,7 +84,7 @@ def be_quiet() -> None:
 
 def attempt(run: Run, options: argparse.Namespace, deadline: float | None) -> str:
     """`"done"`, `"interrupted"`, or the traceback: one run that fails does not keep the others from running."""
-    be_quiet()
+    silence_libraries()
     if deadline is not None and time.monotonic() > deadline:
         return "interrupted"
     started = time.monotonic()

@@ -29,7 +29,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from common.errors import UserError
-from hub.folder_checks import is_weights, some
+from hub.folder_checks import first_few, is_weights
 
 
 @dataclass
@@ -77,8 +77,8 @@ class Push:
         self.repo_id = args.repo_id
         self.branch = args.revision or "main"
         self.head: str | None = None  # commit that the branch was at
-        self.doing = "reach the Hub"
-        self.written: list[str] = []
+        self.current_step = "reach the Hub"
+        self.changes: list[str] = []
         self.drafts = tempfile.TemporaryDirectory()
 
     def run(self) -> None:
@@ -90,35 +90,35 @@ class Push:
 
     def _run(self) -> None:
         self._sign_in()
-        self._name_the_user()
+        self._fill_in_owner()
         self._check_card()
-        self.doing = f"look at {self.repo_id}"
+        self.current_step = f"look at {self.repo_id}"
         info = self._repository()
         refs = self.api.list_repo_refs(self.repo_id)
         tags = {tag.name: tag.target_commit for tag in refs.tags}
         if self.branch in tags:
             raise UserError(f"--revision {self.branch} is a tag of {self.repo_id}; a push goes to a branch.")
-        exists = self._find_branch(info, {branch.name: branch.target_commit for branch in refs.branches})
-        there = self._tree(self.head)
-        self.doing = "read the files again"
-        changed = [path for path, file in self.files.items() if not same(file, there.get(path))]
-        stale = [path for path in there if is_weights(path) and path not in self.files]
+        branch_exists = self._find_branch(info, {branch.name: branch.target_commit for branch in refs.branches})
+        remote_files = self._tree(self.head)
+        self.current_step = "read the files again"
+        changed = [path for path, file in self.files.items() if not has_same_content(file, remote_files.get(path))]
+        stale = [path for path in remote_files if is_weights(path) and path not in self.files]
         self._check_tag(tags, will_commit=bool(changed or stale))
-        if not exists:
-            self.doing = f"make the branch {self.branch}"
+        if not branch_exists:
+            self.current_step = f"make the branch {self.branch}"
             self.api.create_branch(self.repo_id, branch=self.branch, revision=self.head, exist_ok=True)
-            self.written.append(f"The branch {self.branch} was made.")
+            self.changes.append(f"The branch {self.branch} was made.")
         commit = self._commit(changed, stale) if changed or stale else self.head
         if not (changed or stale):
             print(f"nothing changed: {self.repo_id} has these files at commit {commit}; no commit was made.")
         if self.args.tag and self.args.tag not in tags:
-            self.doing = f"set the tag {self.args.tag}"
+            self.current_step = f"set the tag {self.args.tag}"
             self.api.create_tag(self.repo_id, tag=self.args.tag, revision=commit)
             print(f"tag {self.args.tag} is at {commit}")
         print(f'open it with revision="{commit}", trust_remote_code=True')
 
     def _sign_in(self) -> None:
-        self.doing = f"sign in at {constants.ENDPOINT}"
+        self.current_step = f"sign in at {constants.ENDPOINT}"
         answer = self.api.whoami()
         self.user = answer["name"]
         if "/" not in self.repo_id:
@@ -129,7 +129,7 @@ class Push:
                 f"{constants.ENDPOINT}/settings/tokens."
             )
 
-    def _name_the_user(self) -> None:
+    def _fill_in_owner(self) -> None:
         """`USER/` in a card of ours, and in its evaluation results, becomes whoever the repository belongs to."""
         owner = self.repo_id.split("/")[0]
         for path in [path for path in self.files if path == "README.md" or path.startswith(".eval_results/")]:
@@ -144,7 +144,7 @@ class Push:
 
     def _check_card(self) -> None:
         """The Hub's own check of the metadata, before anything is made there."""
-        self.doing = "have README.md checked by the Hub"
+        self.current_step = "have README.md checked by the Hub"
         if "README.md" not in self.files:
             return
         text = self.files["README.md"].read_text(encoding="utf-8")
@@ -168,9 +168,9 @@ class Push:
         except RepositoryNotFoundError:
             if self.args.create_pr:
                 raise UserError(f"there is no repository {self.repo_id} to open a pull request in.") from None
-            self.doing = f"make the repository {self.repo_id}"
+            self.current_step = f"make the repository {self.repo_id}"
             self.api.create_repo(self.repo_id, private=self.args.private or None, exist_ok=True)
-            self.written.append(f"The repository {self.repo_id} was made, and is empty.")
+            self.changes.append(f"The repository {self.repo_id} was made, and is empty.")
             print(f"made {'the private repository' if self.args.private else 'the repository'} {self.repo_id}")
             return self.api.model_info(self.repo_id)
         if self.args.private and info.private is False:
@@ -214,7 +214,7 @@ class Push:
             *(CommitOperationAdd(path_in_repo=path, path_or_fileobj=str(self.files[path])) for path in changed),
             *(CommitOperationDelete(path_in_repo=path) for path in stale),
         ]
-        self.doing = "upload"
+        self.current_step = "upload"
         commit = self.api.create_commit(
             self.repo_id,
             operations,
@@ -223,14 +223,14 @@ class Push:
             create_pr=self.args.create_pr,
             parent_commit=self.head,
         )
-        self.written = [f"The files are in commit {commit.oid}."]
+        self.changes = [f"The files are in commit {commit.oid}."]
         print(f"pull request {commit.pr_url}" if self.args.create_pr else f"commit {commit.commit_url}")
-        self.doing = "look at what arrived"
-        there = self._tree(commit.pr_revision if self.args.create_pr else commit.oid)
-        wrong = [path for path, file in self.files.items() if not same(file, there.get(path))]
+        self.current_step = "look at what arrived"
+        remote_files = self._tree(commit.pr_revision if self.args.create_pr else commit.oid)
+        wrong = [path for path, file in self.files.items() if not has_same_content(file, remote_files.get(path))]
         if wrong:
             raise UserError(
-                f"commit {commit.oid} was made, but {some(wrong)} did not arrive as it is here. See whether the "
+                f"commit {commit.oid} was made, but {first_few(wrong)} did not arrive as it is here. See whether the "
                 "repository's .gitignore names it, or whether the folder changed meanwhile; then run this again."
             )
         return commit.oid
@@ -268,10 +268,10 @@ class Push:
             return f"{self.repo_id} has no {self.branch}, or the token may not see it."
         return f"the server answered {status} ({(cause.server_message or str(cause)).splitlines()[0]})."
 
-    def _what_stands(self) -> str:
+    def _state_on_hub(self) -> str:
         """What this push has left on the Hub. Asks, where an upload was cut off: the commit may have been made."""
-        if self.doing != "upload":
-            return " ".join(self.written) or "Nothing was written."
+        if self.current_step != "upload":
+            return " ".join(self.changes) or "Nothing was written."
         if self.args.create_pr:
             return f"No commit of {self.branch} was touched; see {constants.ENDPOINT}/{self.repo_id}/discussions."
         try:
@@ -282,10 +282,10 @@ class Push:
             stands = f"No commit was made: {self.branch} is still at {now}. The same command tries again."
         else:
             stands = f"But {self.branch} is at commit {now} now; the same command tells whether the files are in it."
-        return " ".join([*self.written, stands])
+        return " ".join([*self.changes, stands])
 
 
-def same(file: Path, remote: RepoFile | None) -> bool:
+def has_same_content(file: Path, remote: RepoFile | None) -> bool:
     """The repository has this very content: by SHA-256 for a large file, else by git's object id."""
     if remote is None or remote.size != file.stat().st_size:
         return False

@@ -28,7 +28,7 @@ LOGITS = [
 TEMPERATURE, ITERATIONS = 0.75, 8  # the defaults of SinkhornConfig
 
 
-def results(name: str) -> dict[str, Any]:
+def read_results(name: str) -> dict[str, Any]:
     return json.loads((ROOT / "results" / name).read_text(encoding="utf-8"))
 
 
@@ -128,7 +128,7 @@ def epochs(log: list[dict[str, Any]], score: str) -> list[list[float]]:
 
 def routing() -> dict[str, Any]:
     """Of each layer, the head that ends with the largest weight on the page with the answer."""
-    seen = results("experiments/routing.json")
+    seen = read_results("experiments/routing.json")
     points, last = seen["points"], seen["points"][-1]["weights"]
     drawn: dict[str, Any] = {"steps": [point["step"] for point in points]}
     drawn["accuracy"] = [round(point["accuracy"], 4) for point in points]
@@ -139,13 +139,13 @@ def routing() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    rows = results("benchmarks/cpu.json")["rows"]
+    rows = read_results("benchmarks/cpu.json")["rows"]
     names = ("floor", "local", "sinkhorn hard", "sinkhorn soft", "full attention", "Longformer", "BigBird")
     return {name: [[length, round(value, 1)] for length, value in points(rows[name], "megabytes")] for name in names}
 
 
 def time() -> dict[str, Any]:
-    rows = results("benchmarks/cpu.json")["rows"]
+    rows = read_results("benchmarks/cpu.json")["rows"]
     drawn = {}
     for name in ("sinkhorn soft", "sinkhorn hard", "local", "full attention", "BERT", "ModernBERT", "Longformer"):
         cells = {int(length): cell.get("forward_backward", {}) for length, cell in rows[name].items()}
@@ -158,7 +158,7 @@ def time() -> dict[str, Any]:
 
 
 def decoding() -> dict[str, Any]:
-    rows = results("benchmarks/decoding.json")["rows"]
+    rows = read_results("benchmarks/decoding.json")["rows"]
     return {
         name: [
             [
@@ -173,7 +173,7 @@ def decoding() -> dict[str, Any]:
 
 
 def classification() -> dict[str, Any]:
-    found = results("classification/sotu.json")
+    found = read_results("classification/sotu.json")
     return {
         f"by {split}": {
             name: [round(found[split]["summary"][name]["accuracy"][part], 4) for part in ("mean", "std")]
@@ -184,7 +184,7 @@ def classification() -> dict[str, Any]:
 
 
 def language() -> dict[str, Any]:
-    models = results("language_modeling/sotu.json")["models"]
+    models = read_results("language_modeling/sotu.json")["models"]
     names = {"this model": "Sinkhorn, soft", "local_attention": "local", "full_attention": "full"}
     return {
         label: {

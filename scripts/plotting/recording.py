@@ -20,7 +20,7 @@ class LayerSorting(NamedTuple):
     logits: Tensor  # (G, N, N) R, before the temperature
     before: Tensor  # (G, N, N) the row softmax of R / temperature: what no balancing would give
     after: Tensor  # (G, N, N) the balanced sort matrix
-    neutral: Tensor  # (N, N) what balancing makes of equal logits: a causal one prefers the block before by itself
+    baseline: Tensor  # (N, N) what balancing makes of equal logits: a causal one prefers the block before by itself
     allowed: Tensor | None  # (1, N, N) bool, pairs of blocks that may be joined; `None` for all
     candidates: Tensor | None  # (1, N, N) bool, those that a hard assignment chooses from; `None` where it is soft
 
@@ -31,11 +31,11 @@ class Pair(NamedTuple):
     destination: int
     source: int
     weight: float  # of the sort matrix
-    neutral: float  # what equal logits would give
+    baseline: float  # what equal logits would give
 
 
 @contextmanager
-def watched(net: nn.Module) -> Iterator[dict[str, Any]]:
+def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
     """
     Fills a dict with what a SortNet reads and gives in its next pass: its `context` and `matrix` by a forward hook, and
     the `logits`, which are no output of a module, by listening at `perturb`, its last step before balancing.
@@ -59,7 +59,7 @@ def watched(net: nn.Module) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def watch(
+def record_sorting(
     model: PreTrainedModel, input_ids: Tensor, maps: bool = False
 ) -> tuple[dict[int, LayerSorting], list[Tensor] | None]:
     """
@@ -72,7 +72,7 @@ def watch(
     model.eval()
     with ExitStack() as stack:
         seen = {
-            number: (layer.self_attn.layer_type, stack.enter_context(watched(layer.self_attn.sort_net)))
+            number: (layer.self_attn.layer_type, stack.enter_context(recorded_sort_net(layer.self_attn.sort_net)))
             for number, layer in enumerate(model.layers)
             if layer.self_attn.sorts
         }
@@ -82,7 +82,7 @@ def watch(
         context = found["context"]
         # No iteration of balancing leaves the row softmax, causal or not.
         before = sinkhorn_balance(found["scaled"], context.balanced, 0)
-        neutral = balance_equal_logits(before[:1, :1], context.balanced, model.config)
+        baseline = balance_equal_logits(before[:1, :1], context.balanced, model.config)
         allowed = None if context.balanced is None else context.balanced[0]
         candidates = None
         if model.config.sort_assignment == "hard":
@@ -90,7 +90,7 @@ def watch(
             if layer_type == "sortcut_attention":  # it has no local blocks, so every block is one
                 candidates = torch.ones_like(candidates) if allowed is None else allowed
         layers[number] = LayerSorting(
-            layer_type, found["logits"][0], before[0], found["matrix"][0], neutral[0, 0], allowed, candidates
+            layer_type, found["logits"][0], before[0], found["matrix"][0], baseline[0, 0], allowed, candidates
         )
     return layers, [attention[0] for attention in outputs.attentions] if maps else None
 
@@ -103,7 +103,7 @@ def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> T
     return sinkhorn_balance(torch.zeros_like(like), allowed, config.sinkhorn_iterations)
 
 
-def pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
+def strongest_pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
     """
     For each destination block that has a source, the block that counts most beside it (soft), or those gathered (hard).
     First those whose weight is furthest above what equal logits would give: what the SortNet chose, not what the mask left
@@ -122,5 +122,5 @@ def pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
         ]
     else:
         found = [(row, int(weights.argmax())) for row, weights in enumerate(matrix) if weights.sum() > 0]
-    named = [Pair(*pair, float(matrix[pair]), float(sorting.neutral[pair])) for pair in found]
-    return sorted(named, key=lambda pair: pair.neutral - pair.weight)
+    named = [Pair(*pair, float(matrix[pair]), float(sorting.baseline[pair])) for pair in found]
+    return sorted(named, key=lambda pair: pair.baseline - pair.weight)

@@ -8,6 +8,7 @@ from datasets import DatasetDict, load_dataset
 
 from common.errors import UserError
 from training.classification_data import Task, hold_out_validation, make_task, read_file, text_and_label
+from training.flags import check_limits
 from training.model_choice import (
     longest_input,
 )
@@ -44,9 +45,7 @@ class DataTrainingArguments:
             raise UserError("give --dataset_name or --train_file, not both.")
         if (self.validation_file or self.test_file) and not self.train_file:
             raise UserError("--validation_file and --test_file need a --train_file, which names the classes.")
-        for name in ("max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}; leave it out to use all.")
+        check_limits(self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples")
 
 
 def load_task(data_args: DataTrainingArguments, hub_options: dict) -> Task:

@@ -10,8 +10,8 @@ from transformers import (
     Trainer,
 )
 
-from common.run_record import command, provenance, write_json
-from training.baselines import baselines
+from common.run_record import command, provenance, write_run
+from training.baselines import baseline_scores
 from training.classification_data import Task
 
 
@@ -30,16 +30,16 @@ def make_metrics(task: Task):
             error = logits.squeeze(-1) - labels
             return {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
         if task.problem_type == "multi_label_classification":
-            chosen = (logits > 0).astype(int)
+            predicted = (logits > 0).astype(int)
             scores = {
-                name: f1_of_sets.compute(predictions=chosen, references=labels.astype(int), average=name)["f1"]
+                name: f1_of_sets.compute(predictions=predicted, references=labels.astype(int), average=name)["f1"]
                 for name in ("micro", "macro")
             }
             return {"micro_f1": scores["micro"], "macro_f1": scores["macro"]}
-        chosen = logits.argmax(-1)
+        predicted = logits.argmax(-1)
         return {
-            "accuracy": accuracy.compute(predictions=chosen, references=labels)["accuracy"],
-            "macro_f1": f1.compute(predictions=chosen, references=labels, average="macro")["f1"],
+            "accuracy": accuracy.compute(predictions=predicted, references=labels)["accuracy"],
+            "macro_f1": f1.compute(predictions=predicted, references=labels, average="macro")["f1"],
         }
 
     names = {"regression": "mse", "multi_label_classification": "micro_f1"}
@@ -59,12 +59,12 @@ def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
                 for index, value in enumerate(logits.flatten().tolist()):
                     print(index, f"{value:.6g}", sep="\t", file=file)
             else:
-                several = task.problem_type == "multi_label_classification"
+                multi_label = task.problem_type == "multi_label_classification"
                 print("index", "prediction", *(f"p({name})" for name in task.label_names), sep="\t", file=file)
-                for index, row in enumerate((logits.sigmoid() if several else logits.softmax(-1)).tolist()):
+                for index, row in enumerate((logits.sigmoid() if multi_label else logits.softmax(-1)).tolist()):
                     best = max(range(len(row)), key=row.__getitem__)
-                    chosen = [i for i, share in enumerate(row) if share > 0.5] if several else [best]
-                    names = ",".join(task.label_names[i] for i in chosen)
+                    predicted = [i for i, share in enumerate(row) if share > 0.5] if multi_label else [best]
+                    names = ",".join(task.label_names[i] for i in predicted)
                     print(index, names, *(f"{share:.4f}" for share in row), sep="\t", file=file)
     return {name.removeprefix("test_"): value for name, value in result.metrics.items()}
 
@@ -77,11 +77,11 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
     part = "test" if "test" in metrics and "label" in task.splits["test"].column_names else "validation"
     scores = {}
     if task.problem_type == "single_label_classification" and not data_args.skip_baselines:
-        scores = baselines(task.splits, part)
-    shown = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
+        scores = baseline_scores(task.splits, part)
+    score_names = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
     if part in metrics:
         values = {name.removeprefix("eval_"): value for name, value in metrics[part].items()}
-        scores["this model"] = {name: values[name] for name in shown if name in values}
+        scores["this model"] = {name: values[name] for name in score_names if name in values}
     run = {
         **provenance(),
         "command": command(),
@@ -94,10 +94,9 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
         "seconds": round(seconds, 1),
         "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
     }
-    for path in filter(None, (Path(trainer.args.output_dir) / "run.json", trainer.args.results_file)):
-        write_json(Path(path), run)
+    write_run(run, trainer.args.output_dir, trainer.args.results_file)
     if scores:
-        columns = [name for name in shown if any(name in row for row in scores.values())]
+        columns = [name for name in score_names if any(name in row for row in scores.values())]
         width = max(map(len, scores))
         print(f"\nOn the {len(task.splits[part])} {part} documents:")
         print(f"| {'':{width}} | " + " | ".join(f"{name:>8}" for name in columns) + " |")

@@ -256,11 +256,11 @@ def test_a_head_for_other_classes(tmp_path, monkeypatch):
 
 
 def test_flags_given(monkeypatch, tmp_path):
-    from training.flags import given_flags, of_the_training
+    from training.flags import given_flags, training_flags
 
     given = given_flags(["--do-train", "--seed=3", "--seeds", "1", "2", "--output_dir", "x"])
     assert given == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"], "output_dir": ["x"]}
-    assert of_the_training(given) == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"]}
+    assert training_flags(given) == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"]}
     settings = {
         "output_dir": str(tmp_path / "out"),
         "train_file": str(write_table(tmp_path / "a.csv")),

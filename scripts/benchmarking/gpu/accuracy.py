@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarking.gpu.device import kernels
-from benchmarking.models import HIDDEN, OURS, sinkhorn_config
+from benchmarking.gpu.device import kernels_enabled
+from benchmarking.models import HIDDEN, SINKHORN_VARIANTS, sinkhorn_config
 from benchmarking.passes import ragged_batch
 from modeling_sinkhorn import SinkhornModel
 
@@ -24,12 +24,12 @@ def parity(arguments: argparse.Namespace) -> dict[str, Any]:
     float64 on the CPU, in a padded batch, for each variant, with the kernels and without.
     """
     batch, found = ragged_batch(3, 1000), {}
-    for name in OURS:
+    for name in SINKHORN_VARIANTS:
         expected = _outputs(name, batch, torch.float64, "cpu")
         found[name] = {
-            f"{dtype}, {'kernels' if used else 'torch'}": _errors(name, batch, dtype, used, expected)
+            f"{dtype}, {'kernels' if enabled else 'torch'}": _errors(name, batch, dtype, enabled, expected)
             for dtype in ("float32", "bfloat16")
-            for used in (True, False)
+            for enabled in (True, False)
         }
     return {"errors": found, "wrong": _wrong(found)}
 
@@ -48,8 +48,8 @@ def _outputs(name: str, batch, dtype: torch.dtype, device: str) -> tuple[Tensor,
     return (hidden_states * real).detach().double().cpu(), torch.cat(gradients).double().cpu()
 
 
-def _errors(name: str, batch, dtype: str, used: bool, expected: tuple[Tensor, Tensor]) -> dict[str, float]:
-    with kernels(used):
+def _errors(name: str, batch, dtype: str, enabled: bool, expected: tuple[Tensor, Tensor]) -> dict[str, float]:
+    with kernels_enabled(enabled):
         actual = _outputs(name, batch, getattr(torch, dtype), "cuda")
     pairs = zip(("hidden_states", "gradients"), actual, expected)
     return {kind: ((a - e).norm() / e.norm()).item() for kind, a, e in pairs}

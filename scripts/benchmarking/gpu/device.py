@@ -15,10 +15,10 @@ import balancing_sinkhorn
 
 
 @contextlib.contextmanager
-def kernels(used: bool) -> Iterator[None]:
+def kernels_enabled(enabled: bool) -> Iterator[None]:
     """With the kernels for a GPU, or with torch's operations alone."""
     before = attention_sinkhorn.fits, balancing_sinkhorn.runs_on
-    if not used:
+    if not enabled:
         attention_sinkhorn.fits = balancing_sinkhorn.runs_on = lambda x: False
     try:
         yield

@@ -11,9 +11,9 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from attention_sinkhorn import apply_rotary
 from balancing_sinkhorn import sinkhorn_balance
-from benchmarking.gpu.device import ceilings, kernels, milliseconds
+from benchmarking.gpu.device import ceilings, kernels_enabled, milliseconds
 from benchmarking.models import BLOCK, HEADS, HIDDEN
-from benchmarking.passes import BOTH, FORWARD
+from benchmarking.passes import FORWARD, FORWARD_BACKWARD
 from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention
 from sorting_sinkhorn import gather_blocks
 
@@ -50,19 +50,22 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
     weight = torch.ones(index.shape, device="cuda").requires_grad_()
     scaling = WIDTH**-0.5
 
-    def turned(x: Tensor) -> Tensor:
+    def rotated(x: Tensor) -> Tensor:
         """`(B, N, b, H, D)` to `(B, H, L, D)`, rotated."""
         x = apply_rotary(x, tables.cos.unsqueeze(3), tables.sin.unsqueeze(3))
         return x.flatten(1, 2).transpose(1, 2)
 
-    def by_blocks(beside: Mixed | Gathered) -> Tensor:
+    def attend_by_blocks(sorted_blocks: Mixed | Gathered) -> Tensor:
         """As `SinkhornAttention` does without kernels."""
         local_key = apply_rotary(own[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
-        if isinstance(beside, Mixed):
+        if isinstance(sorted_blocks, Mixed):
             keys = apply_rotary(mixed[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
             values = mixed[1]
         else:
-            gathered = (gather_blocks(beside.index, x) * beside.weight[..., None, None] for x in (local_key, own[1]))
+            gathered = (
+                gather_blocks(sorted_blocks.index, x) * sorted_blocks.weight[..., None, None]
+                for x in (local_key, own[1])
+            )
             keys, values = (x.flatten(3, 4).to(x.dtype) for x in gathered)
         keys, values = (
             torch.cat((x, y), dim=3).transpose(1, 2).flatten(0, 1).to(query.dtype)
@@ -73,32 +76,34 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
 
     def full() -> Tensor:
         values = value.flatten(1, 2).transpose(1, 2)
-        return nn.functional.scaled_dot_product_attention(turned(query), turned(key), values, scale=scaling)
+        return nn.functional.scaled_dot_product_attention(rotated(query), rotated(key), values, scale=scaling)
 
     torch._dynamo.reset()  # or it stops compiling after some lengths, and attends unfused
     compiled = torch.compile(flex_attention, dynamic=False)
-    seen = torch.zeros(1, HEADS, blocks, blocks, device="cuda", dtype=torch.int32)  # of which the first two count
-    seen[..., 0], seen[..., 1] = index.squeeze(-1), torch.arange(blocks, device="cuda")
-    how_many = torch.full((1, HEADS, blocks), 2, device="cuda", dtype=torch.int32)
-    pattern = BlockMask.from_kv_blocks(how_many, seen, BLOCK_SIZE=BLOCK)
+    block_index = torch.zeros(
+        1, HEADS, blocks, blocks, device="cuda", dtype=torch.int32
+    )  # of which the first two count
+    block_index[..., 0], block_index[..., 1] = index.squeeze(-1), torch.arange(blocks, device="cuda")
+    num_blocks = torch.full((1, HEADS, blocks), 2, device="cuda", dtype=torch.int32)
+    block_mask = BlockMask.from_kv_blocks(num_blocks, block_index, BLOCK_SIZE=BLOCK)
 
     def flex() -> Tensor:
         """The pattern of hard sorting, each query to its own block and to the chosen one."""
         values = value.flatten(1, 2).transpose(1, 2)
         return compiled(
-            turned(query), turned(key), values, block_mask=pattern, scale=scaling, kernel_options=FLEX_TILES
+            rotated(query), rotated(key), values, block_mask=block_mask, scale=scaling, kernel_options=FLEX_TILES
         )
 
     def full_flex() -> Tensor:
         values = value.flatten(1, 2).transpose(1, 2)
-        return compiled(turned(query), turned(key), values, scale=scaling)
+        return compiled(rotated(query), rotated(key), values, scale=scaling)
 
     soft, hard = Mixed(*mixed, tables), Gathered(index, weight)
     calls = {
         "soft": (lambda: block_attention(query, *own, tables, soft, None, scaling), [query, key, value, *mixed], 2),
-        "soft, without kernels": (lambda: by_blocks(soft), [query, key, value, *mixed], 2),
+        "soft, without kernels": (lambda: attend_by_blocks(soft), [query, key, value, *mixed], 2),
         "hard": (lambda: block_attention(query, *own, tables, hard, None, scaling), [query, key, value, weight], 2),
-        "hard, without kernels": (lambda: by_blocks(hard), [query, key, value, weight], 2),
+        "hard, without kernels": (lambda: attend_by_blocks(hard), [query, key, value, weight], 2),
         "hard pattern, FlexAttention": (flex, [query, key, value], 2),
         "full, SDPA": (full, [query, key, value], blocks),
         "full, FlexAttention": (full_flex, [query, key, value], blocks),
@@ -119,7 +124,7 @@ def _measure(
         with torch.no_grad():
             output = call()
     except Exception as error:  # noqa: BLE001  a compiler may raise anything
-        return {"failed": _told(error)}
+        return {"failed": _failure(error)}
     upstream = torch.randn_like(output)
     tokens = inputs[0].shape[1] * inputs[0].shape[2]
     products = 4 * tokens * blocks_seen * BLOCK * HEADS * WIDTH
@@ -133,7 +138,7 @@ def _measure(
     costs = {
         FORWARD: (forward, products, bytes_of_inputs + bytes_of_output),
         # Backward: two and a half times the products; it reads inputs, output and its gradient, and writes gradients.
-        BOTH: (
+        FORWARD_BACKWARD: (
             lambda: torch.autograd.grad(call(), inputs, upstream),
             3.5 * products,
             3 * bytes_of_inputs + 3 * bytes_of_output,
@@ -144,7 +149,7 @@ def _measure(
         try:
             took = milliseconds(timed, seconds)
         except Exception as error:  # noqa: BLE001
-            found[kind] = {"failed": _told(error)}
+            found[kind] = {"failed": _failure(error)}
             continue
         found[kind] = {
             "milliseconds": took,
@@ -156,7 +161,7 @@ def _measure(
     return found
 
 
-def _told(error: Exception) -> str:
+def _failure(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
@@ -168,8 +173,8 @@ def balancing(arguments: argparse.Namespace) -> dict[str, Any]:
         logits = torch.randn(1, HEADS, blocks, blocks, device="cuda").requires_grad_()
         upstream = torch.randn_like(logits)
         found[str(length)] = {"blocks": blocks}
-        for label, used in (("kernels", True), ("without kernels", False)):
-            with kernels(used):
+        for label, enabled in (("kernels", True), ("without kernels", False)):
+            with kernels_enabled(enabled):
                 forward = milliseconds(
                     lambda logits=logits: sinkhorn_balance(logits.detach(), None, ITERATIONS), arguments.seconds
                 )
@@ -179,5 +184,5 @@ def balancing(arguments: argparse.Namespace) -> dict[str, Any]:
                     ),
                     arguments.seconds,
                 )
-            found[str(length)][label] = {FORWARD: forward, BOTH: both}
+            found[str(length)][label] = {FORWARD: forward, FORWARD_BACKWARD: both}
     return found

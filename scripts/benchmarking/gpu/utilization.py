@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarking.gpu.device import kernels, milliseconds
-from benchmarking.models import FLOOR, FULL, MAIN, make
+from benchmarking.gpu.device import kernels_enabled, milliseconds
+from benchmarking.models import FLOOR, FULL_ATTENTION, SINKHORN_SOFT, make_model
 from benchmarking.passes import FORWARD, PASSES, prepare, run, single_row
 
 
-WORKED = {  # model of `benchmark.py`, and whether the kernels are used
+UTILIZATION_CASES = {  # model of `benchmark.py`, and whether the kernels are used
     FLOOR: (FLOOR, True),
-    "soft": (MAIN, True),
-    "soft, without kernels": (MAIN, False),
+    "soft": (SINKHORN_SOFT, True),
+    "soft, without kernels": (SINKHORN_SOFT, False),
     "hard": ("sinkhorn hard", True),
     "hard, without kernels": ("sinkhorn hard", False),
     "causal soft": ("causal sinkhorn soft", True),
@@ -23,24 +23,24 @@ WORKED = {  # model of `benchmark.py`, and whether the kernels are used
     "causal full attention": ("causal full attention", True),
     "local": ("local", True),
     "local, without kernels": ("local", False),
-    FULL: (FULL, True),
+    FULL_ATTENTION: (FULL_ATTENTION, True),
 }
 
 
-def work(arguments: argparse.Namespace) -> dict[str, Any]:
+def utilization(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     Of a forward and of a forward and backward in bfloat16: milliseconds, those in which the card worked, and how many
     kernels were launched.
     """
-    return {str(length): _work_at(length, arguments.seconds) for length in arguments.lengths}
+    return {str(length): _utilization_at(length, arguments.seconds) for length in arguments.lengths}
 
 
-def _work_at(length: int, seconds: float) -> dict[str, Any]:
+def _utilization_at(length: int, seconds: float) -> dict[str, Any]:
     batch, found = single_row(length).to("cuda"), {}
-    for label, (name, used) in WORKED.items():
-        contestant = make(name, length, "cuda", torch.bfloat16)
-        with kernels(used):
-            found[label] = {kind: _work_of(contestant, batch, kind, seconds) for kind in PASSES}
+    for label, (name, enabled) in UTILIZATION_CASES.items():
+        benchmark_model = make_model(name, length, "cuda", torch.bfloat16)
+        with kernels_enabled(enabled):
+            found[label] = {kind: _utilization_of(benchmark_model, batch, kind, seconds) for kind in PASSES}
     for kind in PASSES:
         for cells in found.values():
             cells[kind]["ratio_to_floor"] = cells[kind]["milliseconds"] / found[FLOOR][kind]["milliseconds"]
@@ -48,16 +48,16 @@ def _work_at(length: int, seconds: float) -> dict[str, Any]:
     return found
 
 
-def _work_of(contestant, batch, kind: str, seconds: float) -> dict[str, float]:
-    prepare(contestant, kind)
+def _utilization_of(benchmark_model, batch, kind: str, seconds: float) -> dict[str, float]:
+    prepare(benchmark_model, kind)
 
-    def once() -> None:
-        contestant.model.zero_grad(set_to_none=True)
-        run(contestant, batch, kind)
+    def one_pass() -> None:
+        benchmark_model.model.zero_grad(set_to_none=True)
+        run(benchmark_model, batch, kind)
 
-    total = milliseconds(once, seconds)
+    total = milliseconds(one_pass, seconds)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        once()
+        one_pass()
         torch.cuda.synchronize()
     events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     busy = sum(event.time_range.elapsed_us() for event in events) / 1e3
@@ -79,7 +79,9 @@ def compiled(arguments: argparse.Namespace) -> dict[str, Any]:
     # Before 2.13, torch says that it exports whenever it compiles.
     torch.compiler.is_exporting = lambda: False
     return {
-        str(length): {name: _compiled_at(name, length, arguments.seconds) for name in (FLOOR, MAIN, FULL)}
+        str(length): {
+            name: _compiled_at(name, length, arguments.seconds) for name in (FLOOR, SINKHORN_SOFT, FULL_ATTENTION)
+        }
         for length in sorted(arguments.lengths)[:2]
     }
 
@@ -87,20 +89,20 @@ def compiled(arguments: argparse.Namespace) -> dict[str, Any]:
 def _compiled_at(name: str, length: int, seconds: float) -> dict[str, float]:
     torch._dynamo.reset()
     batch = single_row(length).to("cuda")
-    contestant = make(name, length, "cuda", torch.bfloat16)
-    prepare(contestant, FORWARD)  # no noise, so that both compute the same
-    together = torch.compile(contestant.model, fullgraph=True, mode="reduce-overhead")
+    benchmark_model = make_model(name, length, "cuda", torch.bfloat16)
+    prepare(benchmark_model, FORWARD)  # no noise, so that both compute the same
+    compiled_model = torch.compile(benchmark_model.model, fullgraph=True, mode="reduce-overhead")
 
     def pass_of(model) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        contestant.model.zero_grad(set_to_none=True)
+        benchmark_model.model.zero_grad(set_to_none=True)
         output = model(batch.input_ids).last_hidden_state
         output.float().square().mean().backward()
         return output.detach().clone()
 
-    expected, actual = pass_of(contestant.model), pass_of(together)
+    expected, actual = pass_of(benchmark_model.model), pass_of(compiled_model)
     return {
         "error": ((actual - expected).float().norm() / expected.float().norm()).item(),
-        "eager_milliseconds": milliseconds(lambda: pass_of(contestant.model), seconds),
-        "compiled_milliseconds": milliseconds(lambda: pass_of(together), seconds),
+        "eager_milliseconds": milliseconds(lambda: pass_of(benchmark_model.model), seconds),
+        "compiled_milliseconds": milliseconds(lambda: pass_of(compiled_model), seconds),
     }
