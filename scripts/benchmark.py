@@ -1,15 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of a forward and of a forward and backward against the length: ours, peers, and the floor, which is
-the same network with its attention taken out. In one process, rounds interleaved, after a check that ours compute what
-they are meant to.
+Measures time and peak memory of a forward pass, and of a forward and backward pass, at several lengths. It compares
+our models, peers, and the floor: the same network without attention. All run in one process with interleaved rounds,
+after a check that our models compute what they should.
 
     python scripts/benchmark.py --results results/benchmarks/cpu.json          # 15 minutes on two CPU cores
     python scripts/benchmark.py --results runs/quick.json --quick         # 2 minutes
     python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 
-Weights and tokens are random: the cost does not depend on them. What was not measured says why in the results, which are
-written after each length; `--resume` goes on from them.
+Weights and tokens are random: the cost does not depend on them. The results are written after each length, and give
+the reason for whatever was not measured. `--resume` continues from them.
 """
 
 import argparse
@@ -61,7 +61,7 @@ EXTRAS_SHARE = 0.33  # of the minutes
 
 def main() -> None:
     arguments = parse_arguments()
-    transformers.logging.set_verbosity_error()  # BigBird and Reformer tell what they settle on, for every model made
+    transformers.logging.set_verbosity_error()  # BigBird and Reformer log their choice for every model
     chosen = [name for name in model_names() if name == FLOOR or name in arguments.models]
     deadline = time.perf_counter() + arguments.minutes * 60 if arguments.minutes else math.inf
     parity = check_all([name for name in chosen if name in SINKHORN_VARIANTS], arguments.device)
@@ -95,7 +95,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument(
-        "--resume", action="store_true", help="Go on from that file, if commit and settings are the same."
+        "--resume", action="store_true", help="Continue from that file, if commit and settings are the same."
     )
     parser.add_argument("--quick", action="store_true", help="Short lengths, few rounds.")
     parser.add_argument(
@@ -109,10 +109,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on CUDA.")
     parser.add_argument("--lengths", type=int, nargs="+", help="In tokens; to 16,384 on a CPU, to 131,072 on CUDA.")
-    parser.add_argument("--seconds_per_length", type=float, default=20.0, help="For rounds beyond the least number.")
+    parser.add_argument(
+        "--seconds_per_length", type=float, default=20.0, help="Time for more rounds than the minimum."
+    )
     parser.add_argument("--max_seconds_per_pass", type=float, default=25.0, help="Slower models are left out.")
     parser.add_argument(
-        "--minutes", type=float, default=14.0, help="In all; what would not fit is left out. 0: no limit."
+        "--minutes", type=float, default=14.0, help="Total time; what would take longer is left out. 0: no limit."
     )
     parser.add_argument(
         "--ragged_longest", type=int, default=1024, help="Longest row of the padded and of the packed batch; 0: none."
@@ -129,7 +131,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Configuration and number of parameters of each model, and why peers are left out that cannot be made."""
+    """The configuration and size of each model, and the reason for each peer that cannot be made."""
     models, left_out = {}, {}
     for name in chosen:
         try:
@@ -144,7 +146,7 @@ def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, 
 
 
 def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Of an earlier run that was to measure the same, by the same code."""
+    """The rows of an earlier run with the same code and settings."""
     if not results.exists():
         return record["rows"]
     earlier = json.loads(results.read_text(encoding="utf-8"))
@@ -154,7 +156,7 @@ def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
     ]
     if different:
         raise SystemExit(
-            f"error: {results} has another {' and '.join(different)}; run without --resume to begin anew."
+            f"error: {results} has another {' and '.join(different)}; run without --resume to start again."
         )
     return earlier["rows"]
 
@@ -163,14 +165,14 @@ def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def expected_seconds(rows: dict[str, Any], name: str, length: int) -> dict[str, float]:
-    """Per pass, from what was measured at shorter lengths."""
+    """Of each pass, predicted from shorter lengths."""
     return {kind: predict(seconds_by_length(rows[name], kind), length) for kind in PASSES}
 
 
 def measure_length(
     length: int, arguments: argparse.Namespace, rows: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
-    """`{model: cell}` at one length. A cell has what was measured, or `skipped`: why not."""
+    """`{model: cell}` at one length. A cell holds the measurements, or the reason under `skipped`."""
     placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     expected = {name: expected_seconds(rows, name, length) for name in rows}
     skipped = too_slow(expected, arguments.max_seconds_per_pass)
@@ -211,13 +213,13 @@ def too_slow(expected: dict[str, dict[str, float]], limit: float) -> dict[str, s
 
 
 def time_for(length: int, arguments: argparse.Namespace, deadline: float) -> float:
-    """Seconds that a length may take: half of what is left, so that longer ones have their turn; the last one all."""
+    """Seconds that a length may take: half of the time left, to leave some for longer ones; the last one gets all."""
     left = deadline - time.perf_counter() - EXTRAS_SHARE * arguments.minutes * 60
     return left if length == max(arguments.lengths) else left / 2
 
 
 def too_costly(costs: dict[str, float], left: float) -> dict[str, str]:
-    """The slowest models, as many as must go for the others to fit into the seconds that are left."""
+    """The slowest models, as many as must be left out for the others to finish in the seconds left."""
     skipped: dict[str, str] = {}
     for name in sorted(costs, key=costs.get, reverse=True):
         if sum(costs.values()) - sum(costs[other] for other in skipped) <= left:

@@ -1,12 +1,12 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What a GPU does with the model: whether half precision and the kernels in Triton compute what float64 does,
-how much of the time the card works, and how near attention and balancing come to what the card can do at all.
+Checks and measures the model on a GPU: how far half precision and the Triton kernels are from float64, how much of the
+time the GPU is busy, and how close attention and balancing come to its limits.
 
     python scripts/benchmark_gpu.py --results results/benchmarks/h100_kernels.json      # about 3 minutes on an H100
 
-`benchmark.py` measures time and memory of whole models, on a GPU too. Weights and tokens are random. The file is written
-after each part. Without kernels means: by torch's own operations alone.
+`benchmark.py` measures time and memory of whole models, on a GPU too. Weights and tokens are random. The file is
+written after each part. "Without kernels" means with torch operations only.
 """
 
 import argparse

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What `benchmark.py` measures beside single rows: padded and packed batches, and activation checkpointing."""
+"""What `benchmark.py` measures in addition to single rows: padded and packed batches, activation checkpointing."""
 
 import statistics
 from collections.abc import Callable, Mapping
@@ -33,7 +33,7 @@ def minimum_rounds(name: str) -> int:
 
 def measure_ragged(names: list[str], longest: int, budget: float, placement: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Right-padded rows, of which each model gets the mask; tokens per second are of real ones.
+    Right-padded rows with an attention mask. Tokens per second do not count padding.
 
     Args:
         place: `device` and `dtype`.
@@ -45,14 +45,14 @@ def measure_ragged(names: list[str], longest: int, budget: float, placement: Map
 
 
 def measure_packed(names: list[str], longest: int, budget: float, placement: Mapping[str, Any]) -> dict[str, Any]:
-    """The same documents without padding, one after another in a single row with positions that restart."""
+    """The same documents without padding: one after another in a single row, with positions that restart."""
     lengths = ragged_batch(RAGGED_ROWS, longest).attention_mask.sum(-1).tolist()
     chosen = [name for name in names if name in PACKED_MODELS]
     return {"lengths": lengths, "rows": _rows(chosen, sum(lengths), packed_batch(lengths), budget, placement)}
 
 
 def packing_gain(padded: Mapping[str, Any], packed: Mapping[str, Any]) -> dict[str, Any]:
-    """How many times as many real tokens per second a model reads in a packed row as in a padded batch."""
+    """Tokens per second in a packed row, as a multiple of those in a padded batch."""
     speeds = [
         {
             name: row[FORWARD_BACKWARD]["tokens_per_second"]
@@ -75,7 +75,7 @@ def _rows(names: list[str], length: int, batch: Batch, budget: float, placement:
 
 
 def measure_checkpointing(length: int, budget: float, placement: Mapping[str, Any]) -> dict[str, Any]:
-    """What activation checkpointing costs the soft encoder in time and saves it in memory, rounds interleaved."""
+    """The time that activation checkpointing costs the soft encoder and the memory that it saves."""
     benchmark_models = {name: make_model(SINKHORN_SOFT, length, **placement) for name in ("plain", "checkpointing")}
     enable_checkpointing(benchmark_models["checkpointing"].model)
     batch = single_row(length).to(placement["device"])
@@ -95,7 +95,7 @@ def measure_checkpointing(length: int, budget: float, placement: Mapping[str, An
 
 
 def measure_long(length: int, placement: Mapping[str, Any], timeout: float) -> dict[str, Any]:
-    """One forward and backward of the soft encoder over a long row, with activation checkpointing and without."""
+    """One forward and backward pass of the soft encoder over a long row, with and without checkpointing."""
     result = {name: _peak(length, placement, name == "checkpointing", timeout) for name in ("checkpointing", "plain")}
     return _with_ratios({"length": length, "model": SINKHORN_SOFT, **result})
 
@@ -116,7 +116,7 @@ def _with_ratios(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def if_time_is_left(expected: float, left: float, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `measure` gives, if the seconds that it is expected to take are left."""
+    """The result of `measure`, if there is enough time left for it."""
     if expected > left:
         return {"skipped": f"would take about {expected:.0f} s, and {max(left, 0):.0f} s are left"}
     return measure()

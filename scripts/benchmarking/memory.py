@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Peak memory of a pass, on top of the parameters and their gradients, which are there before it, and how it grows with the
-length. On a CPU each measurement has a fresh process, whose heap nobody used before.
+Peak memory of a pass, in addition to the parameters and their gradients, and its growth with the length. On a CPU each
+measurement runs in a new process with a fresh heap.
 """
 
 import contextlib
@@ -79,14 +79,14 @@ def _in_child(task: Task, timeout: float) -> dict[str, Any]:
         return {"reason": f"took more than {timeout:.0f} s"}
     except EOFError:
         process.join()
-        return {"reason": f"the process ended with code {process.exitcode} (-9: killed, as for want of memory)"}
+        return {"reason": f"the process ended with code {process.exitcode} (-9: killed, perhaps out of memory)"}
     finally:
         process.kill()
         process.join()
 
 
 def _start_server(context) -> None:
-    """Starts the process that the children are copies of. It looks for modules only where `PYTHONPATH` says."""
+    """Starts the process that the children are forked from. It finds modules only through `PYTHONPATH`."""
     from multiprocessing import forkserver
 
     context.set_forkserver_preload(PRELOAD)
@@ -103,14 +103,14 @@ def _start_server(context) -> None:
 def _child(sender: Connection, task: Task, threads: int) -> None:
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
-    if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, this process is to go, not the benchmark
+    if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, kill this process, not the benchmark
         Path("/proc/self/oom_score_adj").write_text("1000")
     sender.send(_failure_as_reason(_on_cpu, task))
 
 
 def _on_cpu(task: Task) -> dict[str, Any]:
     _return_freed_memory_at_once()
-    # Thread pools and the buffers of libraries. With a model of its own: some settle on the length of their first row.
+    # Warms up thread pools and library buffers, on another model: some adapt to the length of their first row.
     small = make_model(task.name, WARM_UP_LENGTH)
     for kind in PASSES:
         prepare(small, kind)
@@ -138,7 +138,7 @@ def _set_up(task: Task):
 
 
 def _return_freed_memory_at_once() -> None:
-    """Lets malloc map every tensor on its own, so that what was freed does not stand ready for the next one."""
+    """Makes malloc map every tensor separately, so that freed memory is not kept for the next one."""
     m_mmap_threshold = -3
     _call_libc("mallopt", m_mmap_threshold, 2**16)
 
@@ -150,9 +150,9 @@ def _call_libc(function: str, *arguments: int) -> None:
 
 
 def _reset_peak() -> int:
-    """Sets the high-water mark back, and returns the bytes in use now, without those that malloc only keeps ready."""
+    """Resets the high-water mark. Returns the bytes in use now, without memory that malloc only holds back."""
     _call_libc("malloc_trim", 0)
-    # Where it cannot be set back (no Linux), the smaller pass comes first, and the larger one is above its mark.
+    # Where it cannot be reset (not on Linux), the smaller pass runs first, so the larger one exceeds its mark.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS") if Path("/proc/self/status").exists() else _max_resident()
@@ -202,8 +202,8 @@ def fit_growth(lengths: Sequence[int], values: Sequence[float | None]) -> dict[s
     How megabytes (or seconds) grow with the length.
 
     Returns:
-        Of a straight line: `per_1000_tokens`, `intercept` and `r_squared`; and `exponent`, the slope of a straight line
-        through the logarithms of the longer half of the lengths: 1 is linear, 2 quadratic. `None` for fewer than two
+        `per_1000_tokens`, `intercept` and `r_squared` of a straight line, and `exponent`: the slope of a straight line
+        through the logarithms of the longer half of the lengths (1 is linear, 2 quadratic). `None` for fewer than two
         values above 0.
     """
     points = [

@@ -1,11 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The models that `benchmark.py` compares: ours in all variants, the same network with its attention taken out (the
-floor), and peers from Transformers and PyPI. All have the same width, depth and heads, feed-forward networks of about
-the same number of parameters, and no dropout.
+The models that `benchmark.py` compares: all our variants, the same network without attention (the floor), and peers
+from Transformers and PyPI. All have the same width, depth and heads, about the same number of feed-forward parameters,
+and no dropout.
 
-A model is made anew for each length: its table of positions has just that many rows, and what some peers settle on in
-their first pass (BigBird its kind of attention, Reformer its number of buckets) is settled for that length.
+Each length gets a new model, with exactly as many positions. Some peers also make a choice in their first pass that
+depends on the length: BigBird its kind of attention, Reformer its number of buckets.
 """
 
 import importlib.metadata
@@ -39,7 +39,7 @@ from modeling_sinkhorn import SinkhornModel
 
 
 HIDDEN, LAYERS, HEADS, BLOCK, VOCAB = 256, 4, 4, 64, 8000
-GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the one have about the parameters of two of the other
+GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the first are about as large as two of the second
 FIRST_TOKEN = 5  # tokens below are special in one model or another
 
 FLOOR, SINKHORN_SOFT, FULL_ATTENTION = "floor", "sinkhorn soft", "full attention"
@@ -54,22 +54,22 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
 }
-# The PyPI package has the name of ours, so pip would put it in the place of ours. It goes into a folder of its own; what
-# it needs is in the extra `benchmark`.
+# The PyPI package has the same name as ours, so pip would replace ours. It goes into a separate folder; the extra
+# `benchmark` has its dependencies.
 PYPI_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "peers"
 PYPI_INSTALL = "pip install --no-deps --target .cache/peers sinkhorn_transformer==0.11.4"
 PYPI_ROUTING = {
-    "PyPI sinkhorn": {},  # as it comes: the two best blocks, no balancing
+    "PyPI sinkhorn": {},  # its defaults: the two best blocks, no balancing
     "PyPI sinkhorn, balanced": {"non_permutative": False, "n_top_buckets": 1, "sinkhorn_iter": 8},
 }
 
 
 class BenchmarkModel(NamedTuple):
-    """A model of one length, and what is told of it."""
+    """A model for one length, with the settings for the record."""
 
     model: nn.Module
     config: dict[str, Any]
-    read: Callable[[Any], Tensor]  # what the model returned to hidden states (B, L, E)
+    read: Callable[[Any], Tensor]  # from the model's outputs to hidden states (B, L, E)
 
     def __call__(self, input_ids: Tensor, **inputs: Tensor) -> Tensor:
         """`(B, L)` tokens to hidden states `(B, L, E)`."""
@@ -77,11 +77,11 @@ class BenchmarkModel(NamedTuple):
 
     @property
     def ran_as(self) -> str | None:
-        """The kind of attention that BigBird has settled on."""
+        """The kind of attention that BigBird chose."""
         return getattr(self.model, "attention_type", None)
 
     def parameters(self) -> dict[str, int]:
-        """`all` of them, and those that do not belong to tables of tokens and positions."""
+        """`all`, and the number without embeddings of tokens and positions."""
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         return {
             "all": sum(sizes.values()),
@@ -90,7 +90,7 @@ class BenchmarkModel(NamedTuple):
 
 
 def model_names() -> list[str]:
-    """Every model: the floor first, then ours and peers by turns."""
+    """Every model: the floor first, then ours and the peers in alternation."""
     by_turns = itertools.chain.from_iterable(itertools.zip_longest(SINKHORN_VARIANTS, PEERS))
     return [FLOOR, *filter(None, by_turns)]
 
@@ -111,7 +111,7 @@ def _ours(name: str, length: int) -> BenchmarkModel:
 
 
 def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
-    """Of one of our variants, or the floor."""
+    """The configuration of one of our variants, or of the floor."""
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
@@ -126,7 +126,7 @@ def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
 
 
 def take_attention_out(model: SinkhornModel) -> None:
-    """Leaves the four projections of each layer, so that no attention over the same network can be faster."""
+    """Keeps the four projections of each layer, so no attention in the same network can be faster."""
 
     def forward(self: SinkhornAttention, inputs: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
         return self.o_proj(self.q_proj(inputs) + self.k_proj(inputs) + self.v_proj(inputs)), None, None
@@ -158,7 +158,7 @@ def _bert(length: int) -> BenchmarkModel:
 
 
 def _modernbert(length: int) -> BenchmarkModel:
-    """Gated as ours. Its pattern of layers and its window of 128 are its defaults: global in the first of three."""
+    """Gated, like ours. Layers and window are its defaults: one global layer in three, a window of 128."""
     config = ModernBertConfig(
         **SIZES,
         intermediate_size=GATED_WIDTH,
@@ -186,7 +186,7 @@ def _longformer(length: int) -> BenchmarkModel:
 
 
 def _big_bird(length: int) -> BenchmarkModel:
-    """Block-sparse, but where a row has 11 blocks or fewer: there it turns to full attention by itself (`ran_as`)."""
+    """Block-sparse, except for rows of 11 blocks or fewer: there it uses full attention (see `ran_as`)."""
     config = BigBirdConfig(
         **SIZES,
         **NO_DROPOUT,
@@ -199,7 +199,7 @@ def _big_bird(length: int) -> BenchmarkModel:
 
 
 def _reformer(length: int) -> BenchmarkModel:
-    """Reversible layers, local and LSH by turns. It returns both streams, which are `2 * HIDDEN` wide together."""
+    """Reversible layers, local and LSH in alternation. It returns both streams: together `2 * HIDDEN` wide."""
     settings = {field: value for field, value in SIZES.items() if field != "num_hidden_layers"}
     config = ReformerConfig(
         **settings,
@@ -209,7 +209,7 @@ def _reformer(length: int) -> BenchmarkModel:
         hidden_dropout_prob=0.0,
         local_attention_probs_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0,
-        axial_pos_embds=False,  # axial ones want a length that is known in advance
+        axial_pos_embds=False,  # axial ones need a length known in advance
         max_position_embeddings=round_up(length, BLOCK),
         local_attn_chunk_length=BLOCK,
         lsh_attn_chunk_length=BLOCK,
@@ -235,7 +235,7 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
             "max_seq_len": round_up(length, BLOCK),
             "return_embeddings": True,
         }
-        # Its feed-forward network is four times as wide as the model, without a gate the size of the others'.
+        # Its feed-forward network is four times as wide as the model: without a gate, as large as the others'.
         model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
         return BenchmarkModel(
             model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
@@ -245,7 +245,7 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
 
 
 def pypi_version() -> str | None:
-    """Of the package in the folder, not of ours, which has the same name."""
+    """The version of the package in that folder, not of ours with the same name."""
     for distribution in importlib.metadata.distributions(name="sinkhorn_transformer", path=[str(PYPI_FOLDER)]):
         return distribution.version
     return None

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What `benchmark.py` measures: a forward, or a forward and a backward, over random tokens of a given shape."""
+"""The passes that `benchmark.py` measures, and batches of random tokens for them."""
 
 import time
 from typing import NamedTuple
@@ -55,19 +55,19 @@ def packed_batch(lengths: list[int], seed: int = 0) -> Batch:
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Activation checkpointing, under the name that the library has for it."""
+    """Activation checkpointing, under the name that this version of the library uses."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
 
 
 def prepare(benchmark_model: BenchmarkModel, kind: str) -> None:
-    """Evaluation mode for a forward; training mode (so ours draws its noise) and no gradients for both passes."""
+    """Evaluation mode for a forward pass, training mode (with noise) for both; clears the gradients."""
     benchmark_model.model.train(kind == FORWARD_BACKWARD)
     benchmark_model.model.zero_grad(set_to_none=True)
 
 
 def run(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> None:
-    """One pass. A forward alone keeps nothing for a backward; the loss of both is a mean of squares over tokens."""
+    """One pass. A forward pass alone keeps no activations; the loss is the mean square over tokens."""
     if kind == FORWARD:
         with torch.no_grad():
             benchmark_model(**batch.inputs())
@@ -79,7 +79,7 @@ def run(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> None:
 
 
 def seconds(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> float:
-    """Of one pass, on a GPU until it has really ended."""
+    """Seconds of one pass; on a GPU, until its work is done."""
     prepare(benchmark_model, kind)
     _wait(batch)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Draws what `benchmark.py` measured: time per 1,000 tokens and peak memory of a forward and backward, against the length.
+Plots the results of `benchmark.py`: time per 1,000 tokens and peak memory of a forward and backward pass by length.
 
     python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 """
@@ -16,7 +16,7 @@ from common.command_line import make_parser
 from common.pyplot import plt
 
 
-# Colours of Okabe and Ito, and of Tol, chosen to be told apart with any kind of colour vision, and a marker for each.
+# Colours of Okabe and Ito, and of Tol, distinguishable with any kind of colour vision; and a marker for each.
 # Ours are solid (dash-dotted where causal), peers dashed.
 STYLES = {
     "floor": ("black", "", ":"),

@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What `benchmark.py` makes of its rows: from which length on one model is faster than another, and tables.
+Conclusions and tables from the rows of `benchmark.py`: from which length one model is faster than another.
 
-    python scripts/maintain.py report results/benchmarks/cpu.json    # the tables of README.md, each number with its source
+    python scripts/maintain.py report results/benchmarks/cpu.json  # tables, each number with its source
 """
 
 import json
@@ -21,12 +21,12 @@ from common.run_record import write_json
 def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str, float | None]:
     """
     Args:
-        ours, other: times by length, in one unit. Only lengths that both were measured at count.
+        ours, other: times by length, in the same unit. Only lengths of both count.
 
     Returns:
-        `measured`: the shortest length from which on ours is faster, at it and all longer ones; `None` if it is slower
-        at the longest. `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at
-        that length and at the one before; `None` where there is no such pair. `compared_up_to`: the longest length.
+        `measured`: the shortest length at which, and above which, ours is faster; `None` if it is slower at the longest.
+        `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at that length and at
+        the one before; `None` if there is no such pair. `compared_up_to`: the longest length.
     """
     lengths = sorted(ours.keys() & other.keys())
     found: dict[str, float | None] = {"measured": None, "interpolated": None, "compared_up_to": None}
@@ -47,7 +47,7 @@ def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str
 
 
 def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
-    """How time and memory grow, from where on ours is faster, and what BigBird ran as."""
+    """The growth of time and memory, from which length ours is faster, and what BigBird ran as."""
     growth = {}
     for name, cells in rows.items():
         lengths = list(map(int, cells))
@@ -72,7 +72,7 @@ def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def by_length(cells: Mapping[str, Any], figure: str, kind: str = FORWARD_BACKWARD) -> dict[int, float]:
-    """Of one model's cells, those that were measured."""
+    """The measured values of one model."""
     return {int(length): cell[kind][figure] for length, cell in cells.items() if "skipped" not in cell}
 
 
@@ -119,7 +119,7 @@ def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str,
 def main(arguments: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "maintain.py report")
     parser.add_argument("results", type=Path, help="JSON file that benchmark.py wrote.")
-    parser.add_argument("--update", action="store_true", help="Draw the conclusions in the file from its rows anew.")
+    parser.add_argument("--update", action="store_true", help="Compute the conclusions in the file again.")
     options = parser.parse_args(arguments)
     record = json.loads(options.results.read_text(encoding="utf-8"))
     rows = record["rows"]

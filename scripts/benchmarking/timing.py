@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Rounds in which every model takes its turn, so that what slows the machine down for a while slows all of them down."""
+"""Interleaved rounds: whatever slows the machine down for a while slows down all models."""
 
 import math
 import operator
@@ -15,14 +15,14 @@ from benchmarking.passes import FORWARD_BACKWARD, PASSES, Batch, seconds
 
 
 MAXIMUM_ROUNDS = 25
-MODELS_PER_BASE = 4  # so that what a model is compared with was measured seconds before
-SLOW_PASS_SECONDS = 3.0  # seconds of a pass from which on no warm-up pays
+MODELS_PER_BASE = 4  # so that the base was measured only seconds earlier
+SLOW_PASS_SECONDS = 3.0  # above this, a warm-up does not pay
 
 
 class Timings(NamedTuple):
     seconds: dict[str, dict[str, list[float]]]  # model, pass: one entry per round
     base: dict[str, dict[str, list[float]]]  # the same of the base, measured shortly before
-    failures: dict[str, str]  # model: why it was given up
+    failures: dict[str, str]  # model: why it failed
 
     def ratio(self, name: str, kind: str) -> float:
         """The median over rounds of a model's time as a multiple of the base's shortly before."""
@@ -39,12 +39,12 @@ def time_rounds(
     base: str = FLOOR,
 ) -> Timings:
     """
-    In each round, of each model a forward and then a forward with a backward, and of the base again before every few
-    models. The order turns by one from round to round.
+    Each round runs a forward pass and then a forward and backward pass of each model, and of the base again before
+    every few models. The order rotates by one in each round.
 
     Args:
         budget: seconds after which no further round begins for models that have had their `least_rounds`.
-        expected: seconds of a pass, as far as known; slow models have no round to warm up.
+        expected: seconds of a pass, if known; slow models get no warm-up.
         base: the model that the others are compared with.
     """
     times: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in benchmark_models}
@@ -108,8 +108,8 @@ def summarize(timings: Timings, name: str, num_tokens: int) -> dict[str, Any]:
 
 def predict(history: Mapping[int, float], length: int) -> float:
     """
-    Seconds at `length` from those at shorter lengths: on a straight line through the logarithms of the last two, between
-    linear and quadratic; quadratic after one; 0 where nothing is known.
+    Predicts the seconds at `length` from shorter lengths: from the growth between the last two, at least linear and at
+    most quadratic; quadratic from one length; 0 from none.
     """
     if not history:
         return 0.0

@@ -5,7 +5,7 @@ import argparse
 
 
 def make_parser(description: str | None, command: str | None = None, epilog: str | None = None):
-    """A parser whose help prints `description` as it is. `command`: what follows `python scripts/`, if not the file."""
+    """A parser that prints `description` unwrapped. `command`: the program with its subcommand, if it has one."""
     return argparse.ArgumentParser(
         prog=command, description=description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -56,7 +56,7 @@ def _errors(name: str, batch, dtype: str, enabled: bool, expected: tuple[Tensor,
 
 
 def _wrong(found: dict[str, Any]) -> list[str]:
-    """What is above the limits. NaN is."""
+    """Everything above its limit; NaN counts as above."""
     wrong = []
     for name, errors in found.items():
         for kind in ("hidden_states", "gradients"):

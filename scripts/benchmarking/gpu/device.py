@@ -16,7 +16,7 @@ import balancing_sinkhorn
 
 @contextlib.contextmanager
 def kernels_enabled(enabled: bool) -> Iterator[None]:
-    """With the kernels for a GPU, or with torch's operations alone."""
+    """Switches the Triton kernels on, or off in favour of torch operations."""
     before = attention_sinkhorn.fits, balancing_sinkhorn.runs_on
     if not enabled:
         attention_sinkhorn.fits = balancing_sinkhorn.runs_on = lambda x: False
@@ -43,7 +43,7 @@ def milliseconds(call: Callable[[], Any], seconds: float) -> float:
 
 
 def ceilings(arguments: argparse.Namespace) -> dict[str, float]:
-    """What the card can do: a large copy, bytes read and written, and a large product of matrices in bfloat16."""
+    """Limits of the GPU: bytes per second of a large copy (read and written), operations of a large bfloat16 matmul."""
     source = torch.randn(2**29, device="cuda")
     target = torch.empty_like(source)
     copied = milliseconds(lambda: target.copy_(source), arguments.seconds)

@@ -22,13 +22,13 @@ WIDTH = HIDDEN // HEADS
 
 ITERATIONS = 8
 
-FLEX_TILES = {"BLOCK_M": BLOCK, "BLOCK_N": BLOCK}  # its own choice is larger than a block, which it then refuses
+FLEX_TILES = {"BLOCK_M": BLOCK, "BLOCK_N": BLOCK}  # its default is larger than a block, which it refuses
 
 
 def attention(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    Attention of one layer alone, queries and keys to be rotated first, in bfloat16: milliseconds, and what is achieved of
-    the card's bytes and operations per second. Counted are the fewest bytes, each tensor once, and the products.
+    Attention of one layer alone, with the rotation of queries and keys, in bfloat16: milliseconds, and the share of the
+    GPU's bytes and operations per second. Each tensor counts once, and only the matrix products count.
     """
     ceiling = ceilings(arguments)
     return {str(length): _attention_at(length, ceiling, arguments.seconds) for length in arguments.lengths}
@@ -78,7 +78,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         values = value.flatten(1, 2).transpose(1, 2)
         return nn.functional.scaled_dot_product_attention(rotated(query), rotated(key), values, scale=scaling)
 
-    torch._dynamo.reset()  # or it stops compiling after some lengths, and attends unfused
+    torch._dynamo.reset()  # otherwise it stops compiling after several lengths
     compiled = torch.compile(flex_attention, dynamic=False)
     block_index = torch.zeros(
         1, HEADS, blocks, blocks, device="cuda", dtype=torch.int32
@@ -88,7 +88,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
     block_mask = BlockMask.from_kv_blocks(num_blocks, block_index, BLOCK_SIZE=BLOCK)
 
     def flex() -> Tensor:
-        """The pattern of hard sorting, each query to its own block and to the chosen one."""
+        """The pattern of hard sorting: each query reads its own block and the chosen one."""
         values = value.flatten(1, 2).transpose(1, 2)
         return compiled(
             rotated(query), rotated(key), values, block_mask=block_mask, scale=scaling, kernel_options=FLEX_TILES
@@ -112,7 +112,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
 
 
 def other_blocks_at_random(blocks: int) -> Tensor:
-    """`(blocks,)`: for each one another, each once: the next one on a random tour."""
+    """`(blocks,)`: another block for each block, each used once: the next one on a random tour."""
     tour = torch.randperm(blocks)
     return torch.empty_like(tour).scatter_(0, tour, tour.roll(-1))
 

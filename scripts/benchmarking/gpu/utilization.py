@@ -29,8 +29,8 @@ UTILIZATION_CASES = {  # model of `benchmark.py`, and whether the kernels are us
 
 def utilization(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    Of a forward and of a forward and backward in bfloat16: milliseconds, those in which the card worked, and how many
-    kernels were launched.
+    Of a forward pass, and of a forward and backward pass, in bfloat16: milliseconds, milliseconds in which the GPU was
+    busy, and the number of kernel launches.
     """
     return {str(length): _utilization_at(length, arguments.seconds) for length in arguments.lengths}
 
@@ -73,10 +73,10 @@ def _utilization_of(benchmark_model, batch, kind: str, seconds: float) -> dict[s
 
 def compiled(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    `torch.compile(fullgraph=True, mode="reduce-overhead")`, which replays all launches at once, of the soft encoder, the
-    floor and full attention: forward and backward against eager ones, at the two shortest lengths.
+    Compares compiled with eager forward and backward passes of the soft encoder, the floor and full attention, at the
+    two shortest lengths. `mode="reduce-overhead"` replays all launches at once.
     """
-    # Before 2.13, torch says that it exports whenever it compiles.
+    # Before 2.13, torch reports an export whenever it compiles.
     torch.compiler.is_exporting = lambda: False
     return {
         str(length): {
