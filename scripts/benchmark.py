@@ -1,15 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Time and peak memory of a forward and of a forward and backward against the length: ours, peers, and the floor, which is
-the same network with its attention taken out. In one process, rounds interleaved, after a check that ours compute what
-they are meant to.
+Measures time and peak memory of a forward pass, and of a forward and backward pass, at several lengths. It compares
+our models, peers, and the floor: the same network without attention. All run in one process with interleaved rounds,
+after a check that our models compute what they should.
 
     python scripts/benchmark.py --results results/benchmarks/cpu.json          # 15 minutes on two CPU cores
     python scripts/benchmark.py --results runs/quick.json --quick         # 2 minutes
     python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 
-Weights and tokens are random: the cost does not depend on them. What was not measured says why in the results, which are
-written after each length; `--resume` goes on from them.
+Weights and tokens are random: the cost does not depend on them. The results are written after each length, and give
+the reason for whatever was not measured. `--resume` continues from them.
 """
 
 import argparse
@@ -25,23 +25,24 @@ import transformers
 from tqdm import tqdm
 
 from benchmarking.extras import (
-    LEAST_ROUNDS,
+    MINIMUM_ROUNDS,
     RAGGED_MODELS,
     RAGGED_ROWS,
-    in_time,
-    least_rounds,
+    if_time_is_left,
     measure_checkpointing,
     measure_long,
     measure_packed,
     measure_ragged,
+    minimum_rounds,
     packing_gain,
 )
 from benchmarking.memory import Task, peak_memory
-from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, make, names
+from benchmarking.models import FLOOR, FULL_ATTENTION, PEERS, SINKHORN_SOFT, SINKHORN_VARIANTS, make_model, model_names
 from benchmarking.parity import check_all
-from benchmarking.passes import BOTH, PASSES, single_row
+from benchmarking.passes import FORWARD_BACKWARD, PASSES, single_row
 from benchmarking.report import conclusions, seconds_by_length, table
 from benchmarking.timing import predict, summarize, time_rounds
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 
 
@@ -55,15 +56,15 @@ QUICK = {
     "long_length": 0,
     "minutes": 2.0,
 }
-SHARE_OF_EXTRAS = 0.33  # of the minutes
+EXTRAS_SHARE = 0.33  # of the minutes
 
 
 def main() -> None:
     arguments = parse_arguments()
-    transformers.logging.set_verbosity_error()  # BigBird and Reformer tell what they settle on, for every model made
-    chosen = [name for name in names() if name == FLOOR or name in arguments.models]
+    transformers.logging.set_verbosity_error()  # BigBird and Reformer log their choice for every model
+    chosen = [name for name in model_names() if name == FLOOR or name in arguments.models]
     deadline = time.perf_counter() + arguments.minutes * 60 if arguments.minutes else math.inf
-    parity = check_all([name for name in chosen if name in OURS], arguments.device)
+    parity = check_all([name for name in chosen if name in SINKHORN_VARIANTS], arguments.device)
     models, left_out = describe(chosen, max(arguments.lengths))
     record = {
         **provenance(),
@@ -91,22 +92,29 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument(
-        "--resume", action="store_true", help="Go on from that file, if commit and settings are the same."
+        "--resume", action="store_true", help="Continue from that file, if commit and settings are the same."
     )
     parser.add_argument("--quick", action="store_true", help="Short lengths, few rounds.")
     parser.add_argument(
-        "--models", nargs="+", default=names(), choices=names(), metavar="NAME", help="; ".join(names())
+        "--models",
+        nargs="+",
+        default=model_names(),
+        choices=model_names(),
+        metavar="NAME",
+        help="; ".join(model_names()),
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on CUDA.")
     parser.add_argument("--lengths", type=int, nargs="+", help="In tokens; to 16,384 on a CPU, to 131,072 on CUDA.")
-    parser.add_argument("--seconds_per_length", type=float, default=20.0, help="For rounds beyond the least number.")
+    parser.add_argument(
+        "--seconds_per_length", type=float, default=20.0, help="Time for more rounds than the minimum."
+    )
     parser.add_argument("--max_seconds_per_pass", type=float, default=25.0, help="Slower models are left out.")
     parser.add_argument(
-        "--minutes", type=float, default=14.0, help="In all; what would not fit is left out. 0: no limit."
+        "--minutes", type=float, default=14.0, help="Total time; what would take longer is left out. 0: no limit."
     )
     parser.add_argument(
         "--ragged_longest", type=int, default=1024, help="Longest row of the padded and of the packed batch; 0: none."
@@ -123,22 +131,22 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, str]]:
-    """Configuration and number of parameters of each model, and why peers are left out that cannot be made."""
+    """The configuration and size of each model, and the reason for each peer that cannot be made."""
     models, left_out = {}, {}
     for name in chosen:
         try:
-            contestant = make(name, length)
+            benchmark_model = make_model(name, length)
         except (ImportError, ValueError, TypeError, AttributeError) as error:
             if name not in PEERS:
                 raise
             left_out[name] = f"{type(error).__name__}: {error}"
             continue
-        models[name] = {"config": contestant.config, "parameters": contestant.parameters()}
+        models[name] = {"config": benchmark_model.config, "parameters": benchmark_model.parameters()}
     return models, left_out
 
 
 def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Of an earlier run that was to measure the same, by the same code."""
+    """The rows of an earlier run with the same code and settings."""
     if not results.exists():
         return record["rows"]
     earlier = json.loads(results.read_text(encoding="utf-8"))
@@ -148,7 +156,7 @@ def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
     ]
     if different:
         raise SystemExit(
-            f"error: {results} has another {' and '.join(different)}; run without --resume to begin anew."
+            f"error: {results} has another {' and '.join(different)}; run without --resume to start again."
         )
     return earlier["rows"]
 
@@ -157,18 +165,18 @@ def rows_so_far(results: Path, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def expected_seconds(rows: dict[str, Any], name: str, length: int) -> dict[str, float]:
-    """Per pass, from what was measured at shorter lengths."""
+    """Of each pass, predicted from shorter lengths."""
     return {kind: predict(seconds_by_length(rows[name], kind), length) for kind in PASSES}
 
 
 def measure_length(
     length: int, arguments: argparse.Namespace, rows: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
-    """`{model: cell}` at one length. A cell has what was measured, or `skipped`: why not."""
-    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    """`{model: cell}` at one length. A cell holds the measurements, or the reason under `skipped`."""
+    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     expected = {name: expected_seconds(rows, name, length) for name in rows}
     skipped = too_slow(expected, arguments.max_seconds_per_pass)
-    costs = {n: sum(expected[n].values()) * (1 + least_rounds(n)) for n in rows if n not in skipped}
+    costs = {n: sum(expected[n].values()) * (1 + minimum_rounds(n)) for n in rows if n not in skipped}
     skipped |= too_costly(costs, time_for(length, arguments, deadline))
     memory = {}
     for name in tqdm([name for name in rows if name not in skipped], desc=f"{length:,} tokens: memory"):
@@ -176,47 +184,47 @@ def measure_length(
         memory[name] = peak_memory(task, timeout=4 * arguments.max_seconds_per_pass)
         if "reason" in memory[name]:
             skipped[name] = memory[name]["reason"]
-        elif (took := memory[name][BOTH]["seconds"]) > arguments.max_seconds_per_pass and name != FLOOR:
+        elif (took := memory[name][FORWARD_BACKWARD]["seconds"]) > arguments.max_seconds_per_pass and name != FLOOR:
             skipped[name] = f"a pass took {took:.0f} s"
-    contestants = {name: make(name, length, **place) for name in rows if name not in skipped}
+    benchmark_models = {name: make_model(name, length, **placement) for name in rows if name not in skipped}
     timings = time_rounds(
-        contestants,
+        benchmark_models,
         single_row(length).to(arguments.device),
         arguments.seconds_per_length,
-        least_rounds,
-        expected=lambda name: memory[name][BOTH]["seconds"],
+        minimum_rounds,
+        expected=lambda name: memory[name][FORWARD_BACKWARD]["seconds"],
     )
     skipped |= timings.failures
     cells = {name: {"skipped": reason} for name, reason in skipped.items()}
     for name in timings.seconds:
         cells[name] = summarize(timings, name, length)
-        if contestants[name].ran_as is not None:
-            cells[name]["ran_as"] = contestants[name].ran_as
+        if benchmark_models[name].ran_as is not None:
+            cells[name]["ran_as"] = benchmark_models[name].ran_as
     add_memory(cells, memory)
     return cells
 
 
 def too_slow(expected: dict[str, dict[str, float]], limit: float) -> dict[str, str]:
     return {
-        name: f"a pass would take about {passes[BOTH]:.0f} s"
+        name: f"a pass would take about {passes[FORWARD_BACKWARD]:.0f} s"
         for name, passes in expected.items()
-        if passes[BOTH] > limit and name != FLOOR
+        if passes[FORWARD_BACKWARD] > limit and name != FLOOR
     }
 
 
 def time_for(length: int, arguments: argparse.Namespace, deadline: float) -> float:
-    """Seconds that a length may take: half of what is left, so that longer ones have their turn; the last one all."""
-    left = deadline - time.perf_counter() - SHARE_OF_EXTRAS * arguments.minutes * 60
+    """Seconds that a length may take: half of the time left, to leave some for longer ones; the last one gets all."""
+    left = deadline - time.perf_counter() - EXTRAS_SHARE * arguments.minutes * 60
     return left if length == max(arguments.lengths) else left / 2
 
 
 def too_costly(costs: dict[str, float], left: float) -> dict[str, str]:
-    """The slowest models, as many as must go for the others to fit into the seconds that are left."""
+    """The slowest models, as many as must be left out for the others to finish in the seconds left."""
     skipped: dict[str, str] = {}
     for name in sorted(costs, key=costs.get, reverse=True):
         if sum(costs.values()) - sum(costs[other] for other in skipped) <= left:
             break
-        if name not in (FLOOR, MAIN, FULL):
+        if name not in (FLOOR, SINKHORN_SOFT, FULL_ATTENTION):
             skipped[name] = f"would take about {costs[name]:.0f} s, more than --minutes leaves room for"
     return skipped
 
@@ -237,37 +245,41 @@ def add_memory(cells: dict[str, Any], memory: dict[str, Any]) -> None:
 
 def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Long rows, activation checkpointing, padded and packed batches."""
-    place = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
     result: dict[str, Any] = {}
 
     def left() -> float:
         return deadline - time.perf_counter()
 
     def expected(name: str, length: int) -> float:
-        return expected_seconds(rows, name, length)[BOTH] if name in rows else 0.0
+        return expected_seconds(rows, name, length)[FORWARD_BACKWARD] if name in rows else 0.0
 
-    if MAIN in rows and arguments.long_length:
+    if SINKHORN_SOFT in rows and arguments.long_length:
         length = arguments.long_length
-        due = expected(MAIN, length) * 2.5  # one pass as it is, and one that computes the forward twice
+        needed = expected(SINKHORN_SOFT, length) * 2.5  # one pass as it is, and one that computes the forward twice
         print(f"A long row: {length:,} tokens")
-        result["long"] = in_time(due, left(), lambda: measure_long(length, place, timeout=600))
-    if MAIN in rows and arguments.checkpointing_lengths:
+        result["long"] = if_time_is_left(needed, left(), lambda: measure_long(length, placement, timeout=600))
+    if SINKHORN_SOFT in rows and arguments.checkpointing_lengths:
         result["checkpointing"] = {}
         for length in tqdm(arguments.checkpointing_lengths, desc="Activation checkpointing"):
-            due = expected(MAIN, length) * 2.5 * (1 + LEAST_ROUNDS)
-            result["checkpointing"][str(length)] = in_time(
-                due,
+            needed = expected(SINKHORN_SOFT, length) * 2.5 * (1 + MINIMUM_ROUNDS)
+            result["checkpointing"][str(length)] = if_time_is_left(
+                needed,
                 left(),
-                lambda length=length: measure_checkpointing(length, arguments.seconds_per_length / 2, place),
+                lambda length=length: measure_checkpointing(length, arguments.seconds_per_length / 2, placement),
             )
     if arguments.ragged_longest:
         print("A padded batch")
         longest, budget = arguments.ragged_longest, arguments.seconds_per_length
-        passes = sum(expected(name, longest) * least_rounds(name) for name in RAGGED_MODELS)
-        due = passes * RAGGED_ROWS * 1.4  # with the forward alone
-        result["ragged"] = in_time(due, left(), lambda: measure_ragged(list(rows), longest, budget, place))
+        passes = sum(expected(name, longest) * minimum_rounds(name) for name in RAGGED_MODELS)
+        needed = passes * RAGGED_ROWS * 1.4  # with the forward alone
+        result["ragged"] = if_time_is_left(
+            needed, left(), lambda: measure_ragged(list(rows), longest, budget, placement)
+        )
         print("The same documents in one row")
-        result["packed"] = in_time(due, left(), lambda: measure_packed(list(rows), longest, budget, place))
+        result["packed"] = if_time_is_left(
+            needed, left(), lambda: measure_packed(list(rows), longest, budget, placement)
+        )
         result["packed"] |= packing_gain(result["ragged"], result["packed"])
     return result
 
@@ -278,9 +290,9 @@ def report(record: dict[str, Any], lengths: list[int]) -> None:
     print()
     for name, found in record["crossover"].items():
         if found["measured"] is None:
-            print(f"{MAIN} is not faster than {name} at {found['compared_up_to']} tokens")
+            print(f"{SINKHORN_SOFT} is not faster than {name} at {found['compared_up_to']} tokens")
         else:
-            print(f"{MAIN} is faster than {name} from {found['measured']:,} tokens on (measured)")
+            print(f"{SINKHORN_SOFT} is faster than {name} from {found['measured']:,} tokens on (measured)")
     for name, reason in record["left_out"].items():
         print(f"left out: {name}: {reason}")
     for name, cells in record["rows"].items():

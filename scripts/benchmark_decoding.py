@@ -1,16 +1,16 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Time per token and memory of the cache while decoding, against the length of the context: Sinkhorn attention, soft and
-hard, beside the same network with full attention and the library's `DynamicCache`, in one process, rounds interleaved.
+Measures time per token and cache memory in decoding, at several context lengths. It compares soft and hard Sinkhorn
+attention with full attention in the same network, with the library's `DynamicCache`. Rounds are interleaved in one
+process.
 
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
 
-A round decodes one block of tokens, so that one sorting pass is in every figure. Weights and tokens are random: the cost
-does not depend on them. No figure is given where decoding does not equal the full forward.
+A round decodes one block of tokens, so every figure includes one sorting pass. Weights and tokens are random: the cost
+does not depend on them. There are no figures unless decoding equals the full forward pass.
 """
 
-import argparse
 import statistics
 import sys
 import time
@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornForCausalLM
@@ -66,7 +67,7 @@ def check_parity(variant: str) -> float:
 def fill(model: SinkhornForCausalLM, context: int) -> DynamicCache:
     """A cache with `context` tokens."""
     cache, config = DynamicCache(config=model.config), model.config
-    if "full_attention" in config.layer_types:  # what its keys are is the same to its speed, and reading is quadratic
+    if "full_attention" in config.layer_types:  # speed does not depend on the keys, and prefilling is quadratic
         shape = (1, config.num_key_value_heads, context, config.head_dim)
         for layer in range(config.num_hidden_layers):
             cache.update(torch.randn(shape), torch.randn(shape), layer)
@@ -94,7 +95,7 @@ def decode(model: SinkhornForCausalLM, cache: DynamicCache, num_tokens: int) -> 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="In tokens.")
     parser.add_argument("--rounds", type=int, default=7, help="Blocks of tokens that each figure is the median of.")

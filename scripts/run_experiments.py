@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+from common.command_line import make_parser
 from common.errors import UserError
 from experiments import interventions, routing
 from experiments.plan import all_runs, experiments
@@ -32,7 +33,7 @@ STUDIES = {"routing": routing.main, "interventions": interventions.main}
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("experiments", nargs="*", default=["all"], help=f"all, or some of {', '.join(experiments())}.")
     parser.add_argument("--smoke", action="store_true", help="A few steps of each, with files under runs/.")
     parser.add_argument("--seeds", type=_integers, help="By commas; default: those of the config files.")

@@ -20,7 +20,8 @@ from modeling_sinkhorn import (
     SinkhornForSequenceClassification,
     SinkhornModel,
 )
-from plot_sorting import pairs, watch
+from plotting import drawing
+from plotting.recording import record_sorting, strongest_pairs
 
 
 TEXT = "peace and friendship with all mankind; the state of the union is as sound as it was the year before | so be it"
@@ -69,7 +70,7 @@ def draw(monkeypatch, folder: Path, output: Path, *flags) -> None:
 def test_numbers_are_the_models(layer_type, assignment, is_decoder, ids):
     model = body(layer_type, assignment, is_decoder)
     expected = model(ids, output_sort_matrices=True, output_attentions=True, use_cache=False)
-    layers, maps = watch(model, ids, maps=True)
+    layers, maps = record_sorting(model, ids, maps=True)
     assert list(layers) == [0, 1]
     for number, layer in layers.items():
         assert_close(layer.after, expected.sort_matrices[number][0], 0)
@@ -94,20 +95,20 @@ def test_layers_that_do_not_sort_have_a_map_alone(ids):
     config = tiny_config(num_hidden_layers=3)
     config.layer_types = ["local_attention", "sinkhorn_attention", "full_attention"]
     config._attn_implementation = "eager"
-    layers, maps = watch(SinkhornModel(config), ids, maps=True)
+    layers, maps = record_sorting(SinkhornModel(config), ids, maps=True)
     assert list(layers) == [1]
     assert [tuple(attention.shape) for attention in maps] == [(4, 23, 23)] * 3
 
 
 def test_training_mode_is_watched_without_noise(ids):
     model = body("sinkhorn_attention", "soft", False).train()
-    assert_close(watch(model, ids)[0][0].after, watch(model, ids)[0][0].after, 0)
+    assert_close(record_sorting(model, ids)[0][0].after, record_sorting(model, ids)[0][0].after, 0)
 
 
 @pytest.mark.parametrize("layer_type, assignment, is_decoder", CASES)
 def test_pairs_are_those_of_the_matrix(layer_type, assignment, is_decoder, ids):
     model = body(layer_type, assignment, is_decoder)
-    layers, _ = watch(model, ids)
+    layers, _ = record_sorting(model, ids)
     kept = model.config.sortcut_blocks if layer_type == "sortcut_attention" else 6
     for layer in layers.values():
         for head in range(2):
@@ -116,30 +117,32 @@ def test_pairs_are_those_of_the_matrix(layer_type, assignment, is_decoder, ids):
                 matrix.fill_diagonal_(-1)  # a block's own is local already
             destinations = range(1 if is_decoder else 0, kept)
             expected = {(i, int(matrix[i].argmax()), float(matrix[i].max())) for i in destinations}
-            found = pairs(layer, head, model.config)
+            found = strongest_pairs(layer, head, model.config)
             assert {(pair.destination, pair.source, pair.weight) for pair in found} == expected
-            gains = [pair.weight - pair.neutral for pair in found]
+            gains = [pair.weight - pair.baseline for pair in found]
             assert gains == sorted(gains, reverse=True)
 
 
 def test_equal_logits_are_the_yardstick(ids):
     """In an encoder they give every block the same share. The causal balancing turns them into the block before."""
-    encoder, decoder = (watch(body("sinkhorn_attention", "soft", kind), ids)[0][0].neutral for kind in (False, True))
+    encoder, decoder = (
+        record_sorting(body("sinkhorn_attention", "soft", kind), ids)[0][0].baseline for kind in (False, True)
+    )
     assert_close(encoder, torch.full((6, 6), 1 / 6))
     assert decoder.argmax(-1).tolist() == [0, 0, 1, 2, 3, 4]
     assert_close(decoder.sum(-1), torch.tensor([0.0, 1, 1, 1, 1, 1]))
     net = body("sinkhorn_attention", "soft", True)
     for layer in net.layers:
         torch.nn.init.zeros_(layer.self_attn.sort_net.row_proj.weight)
-    assert_close(watch(net, ids)[0][0].after[1], decoder)
+    assert_close(record_sorting(net, ids)[0][0].after[1], decoder)
 
 
 def test_hard_pairs_are_what_the_attention_reads(ids):
     """Outside its own block, a block gives weight to the tokens of the blocks named for its head, and to no others."""
     model = body("sinkhorn_attention", "hard", False, num_sorted_blocks=2)
-    layers, maps = watch(model, ids, maps=True)
+    layers, maps = record_sorting(model, ids, maps=True)
     for head in range(2):
-        read = {(pair.destination, pair.source) for pair in pairs(layers[0], head, model.config)}
+        read = {(pair.destination, pair.source) for pair in strongest_pairs(layers[0], head, model.config)}
         for query_head in (2 * head, 2 * head + 1):
             found = {(i // 4, j // 4) for i, j in maps[0][query_head].nonzero().tolist()}
             assert {(i, j) for i, j in found if i != j} == read
@@ -147,13 +150,13 @@ def test_hard_pairs_are_what_the_attention_reads(ids):
 
 def test_panels_show_the_matrices(ids):
     model = body("sinkhorn_attention", "soft", False)
-    layer = watch(model, ids)[0][0]
-    other = watch(body("sinkhorn_attention", "soft", False), ids)[0][0]
+    layer = record_sorting(model, ids)[0][0]
+    other = record_sorting(body("sinkhorn_attention", "soft", False), ids)[0][0]
 
     def shown(states: dict, heads: list[int]) -> list[torch.Tensor]:
-        figure = plot_sorting.draw_sorting(states, heads, "title")
+        figure = drawing.draw_sorting(states, heads, "title")
         drawn = [torch.tensor(panel.images[0].get_array()) for panel in figure.axes if len(panel.images) == 1]
-        plot_sorting.plt.close(figure)
+        drawing.plt.close(figure)
         return [image for image in drawn if image.shape == (6, 6)]
 
     for head, drawn in zip((0, 1), zip(*[iter(shown({"model": layer}, [0, 1]))] * 2)):
@@ -166,11 +169,11 @@ def test_panels_show_the_matrices(ids):
 
 def test_tiles_of_a_map_are_shares():
     attention = torch.rand(7, 7).softmax(-1)
-    tiles = plot_sorting.in_tiles(attention, most=3)  # of three tokens, the last of one
+    tiles = drawing.tile_attention(attention, most=3)  # of three tokens, the last of one
     assert_close(tiles.sum(-1), torch.ones(3))
     assert_close(tiles[0, 1], attention[:3, 3:6].sum() / 3)
     assert_close(tiles[2, 2], attention[6, 6])
-    assert_close(plot_sorting.in_tiles(attention, most=7), attention, 0)
+    assert_close(drawing.tile_attention(attention, most=7), attention, 0)
 
 
 # The command ---------------------------------------------------------------------------------------------------------
@@ -298,7 +301,7 @@ def test_checkpoints_of_another_model(folder, tmp_path, monkeypatch, tiny_tokeni
     with pytest.raises(SystemExit, match=r"--checkpoints: .*stepless tells no step; name it checkpoint-STEP"):
         draw(monkeypatch, folder, tmp_path / "out", "--checkpoints", tmp_path / "stepless")
     (tmp_path / "stepless" / "trainer_state.json").write_text('{"global_step": 7}', encoding="utf-8")
-    assert plot_sorting.step_of(tmp_path / "stepless") == 7
+    assert plot_sorting.checkpoint_step(tmp_path / "stepless") == 7
 
 
 def test_tokenizer_of_another_model(tmp_path, monkeypatch, tiny_tokenizer):

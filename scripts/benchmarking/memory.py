@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Peak memory of a pass, on top of the parameters and their gradients, which are there before it, and how it grows with the
-length. On a CPU each measurement has a fresh process, whose heap nobody used before.
+Peak memory of a pass, in addition to the parameters and their gradients, and its growth with the length. On a CPU each
+measurement runs in a new process with a fresh heap.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarking.models import make
+from benchmarking.models import make_model
 from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
 
 
-PRELOAD = ["torch", "transformers", "memory"]  # what children need, imported once
+PRELOAD = ["torch", "transformers", "benchmarking.memory"]  # what children need, imported once
 WARM_UP_LENGTH = 64
 MEGABYTE = 2**20
 
@@ -47,7 +47,7 @@ def peak_memory(task: Task, timeout: float = 600) -> dict[str, Any]:
     more than `timeout` seconds: `{pass: {"megabytes": None, "seconds": None}, "reason": why}`.
     """
     if task.device != "cpu":
-        return _complete(task, _catching(_on_cuda, task))
+        return _complete(task, _failure_as_reason(_on_cuda, task))
     return _complete(task, _in_child(task, timeout))
 
 
@@ -55,7 +55,7 @@ def _complete(task: Task, answer: dict[str, Any]) -> dict[str, Any]:
     return {kind: {"megabytes": None, "seconds": None} for kind in task.kinds} | answer
 
 
-def _catching(measure, task: Task) -> dict[str, Any]:
+def _failure_as_reason(measure, task: Task) -> dict[str, Any]:
     """A model that cannot run at this length is a result too."""
     try:
         return measure(task)
@@ -79,14 +79,14 @@ def _in_child(task: Task, timeout: float) -> dict[str, Any]:
         return {"reason": f"took more than {timeout:.0f} s"}
     except EOFError:
         process.join()
-        return {"reason": f"the process ended with code {process.exitcode} (-9: killed, as for want of memory)"}
+        return {"reason": f"the process ended with code {process.exitcode} (-9: killed, perhaps out of memory)"}
     finally:
         process.kill()
         process.join()
 
 
 def _start_server(context) -> None:
-    """Starts the process that the children are copies of. It looks for modules only where `PYTHONPATH` says."""
+    """Starts the process that the children are forked from. It finds modules only through `PYTHONPATH`."""
     from multiprocessing import forkserver
 
     context.set_forkserver_preload(PRELOAD)
@@ -103,42 +103,42 @@ def _start_server(context) -> None:
 def _child(sender: Connection, task: Task, threads: int) -> None:
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
-    if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, this process is to go, not the benchmark
+    if Path("/proc/self/oom_score_adj").exists():  # if memory runs out, kill this process, not the benchmark
         Path("/proc/self/oom_score_adj").write_text("1000")
-    sender.send(_catching(_on_cpu, task))
+    sender.send(_failure_as_reason(_on_cpu, task))
 
 
 def _on_cpu(task: Task) -> dict[str, Any]:
-    _give_back_at_once()
-    # Thread pools and the buffers of libraries. With a model of its own: some settle on the length of their first row.
-    small = make(task.name, WARM_UP_LENGTH)
+    _return_freed_memory_at_once()
+    # Warms up thread pools and library buffers, on another model: some adapt to the length of their first row.
+    small = make_model(task.name, WARM_UP_LENGTH)
     for kind in PASSES:
         prepare(small, kind)
         run(small, single_row(WARM_UP_LENGTH), kind)
     del small
-    contestant, batch = _set_up(task)
+    benchmark_model, batch = _set_up(task)
     measured = {}
     for kind in task.kinds:
-        contestant.model.train(kind != FORWARD)
+        benchmark_model.model.train(kind != FORWARD)
         before = _reset_peak()
         start = time.perf_counter()
-        run(contestant, batch, kind)
+        run(benchmark_model, batch, kind)
         measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": _peak(before) / MEGABYTE}
     return measured
 
 
 def _set_up(task: Task):
-    contestant = make(task.name, task.length, task.device, getattr(torch, task.dtype))
+    benchmark_model = make_model(task.name, task.length, task.device, getattr(torch, task.dtype))
     if task.checkpointing:
-        enable_checkpointing(contestant.model)
-    for parameter in contestant.model.parameters():
+        enable_checkpointing(benchmark_model.model)
+    for parameter in benchmark_model.model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    return contestant, single_row(task.length).to(task.device)
+    return benchmark_model, single_row(task.length).to(task.device)
 
 
-def _give_back_at_once() -> None:
-    """Lets malloc map every tensor on its own, so that what was freed does not stand ready for the next one."""
+def _return_freed_memory_at_once() -> None:
+    """Makes malloc map every tensor separately, so that freed memory is not kept for the next one."""
     m_mmap_threshold = -3
     _call_libc("mallopt", m_mmap_threshold, 2**16)
 
@@ -150,9 +150,9 @@ def _call_libc(function: str, *arguments: int) -> None:
 
 
 def _reset_peak() -> int:
-    """Sets the high-water mark back, and returns the bytes in use now, without those that malloc only keeps ready."""
+    """Resets the high-water mark. Returns the bytes in use now, without memory that malloc only holds back."""
     _call_libc("malloc_trim", 0)
-    # Where it cannot be set back (no Linux), the smaller pass comes first, and the larger one is above its mark.
+    # Where it cannot be reset (not on Linux), the smaller pass runs first, so the larger one exceeds its mark.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS") if Path("/proc/self/status").exists() else _max_resident()
@@ -179,15 +179,15 @@ def _max_resident() -> int:
 
 
 def _on_cuda(task: Task) -> dict[str, Any]:
-    contestant, batch = _set_up(task)
+    benchmark_model, batch = _set_up(task)
     measured = {}
     for kind in task.kinds:
-        contestant.model.train(kind != FORWARD)
+        benchmark_model.model.train(kind != FORWARD)
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         start = time.perf_counter()
-        run(contestant, batch, kind)
+        run(benchmark_model, batch, kind)
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated() - before
         measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": peak / MEGABYTE}
@@ -202,8 +202,8 @@ def fit_growth(lengths: Sequence[int], values: Sequence[float | None]) -> dict[s
     How megabytes (or seconds) grow with the length.
 
     Returns:
-        Of a straight line: `per_1000_tokens`, `intercept` and `r_squared`; and `exponent`, the slope of a straight line
-        through the logarithms of the longer half of the lengths: 1 is linear, 2 quadratic. `None` for fewer than two
+        `per_1000_tokens`, `intercept` and `r_squared` of a straight line, and `exponent`: the slope of a straight line
+        through the logarithms of the longer half of the lengths (1 is linear, 2 quadratic). `None` for fewer than two
         values above 0.
     """
     points = [

@@ -1,11 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The models that `benchmark.py` compares: ours in all variants, the same network with its attention taken out (the
-floor), and peers from Transformers and PyPI. All have the same width, depth and heads, feed-forward networks of about
-the same number of parameters, and no dropout.
+The models that `benchmark.py` compares: all our variants, the same network without attention (the floor), and peers
+from Transformers and PyPI. All have the same width, depth and heads, about the same number of feed-forward parameters,
+and no dropout.
 
-A model is made anew for each length: its table of positions has just that many rows, and what some peers settle on in
-their first pass (BigBird its kind of attention, Reformer its number of buckets) is settled for that length.
+Each length gets a new model, with exactly as many positions. Some peers also make a choice in their first pass that
+depends on the length: BigBird its kind of attention, Reformer its number of buckets.
 """
 
 import importlib.metadata
@@ -33,42 +33,43 @@ from transformers import (
 )
 
 from attention_sinkhorn import SinkhornAttention
+from common.model_settings import recorded_settings, round_up
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel
 
 
 HIDDEN, LAYERS, HEADS, BLOCK, VOCAB = 256, 4, 4, 64, 8000
-GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the one have about the parameters of two of the other
+GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the first are about as large as two of the second
 FIRST_TOKEN = 5  # tokens below are special in one model or another
 
-FLOOR, MAIN, FULL = "floor", "sinkhorn soft", "full attention"
-OURS: dict[str, dict[str, Any]] = {
-    MAIN: {},
+FLOOR, SINKHORN_SOFT, FULL_ATTENTION = "floor", "sinkhorn soft", "full attention"
+SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
+    SINKHORN_SOFT: {},
     "sinkhorn hard": {"sort_assignment": "hard"},
     "sortcut": {"layer_types": ["sortcut_attention"] * LAYERS},
     "local": {"layer_types": ["local_attention"] * LAYERS},
     "mixture": {"layer_types": ["mixture_attention"] * LAYERS},
-    FULL: {"layer_types": ["full_attention"] * LAYERS},
+    FULL_ATTENTION: {"layer_types": ["full_attention"] * LAYERS},
     "causal sinkhorn soft": {"is_decoder": True},
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
 }
-# The PyPI package has the name of ours, so pip would put it in the place of ours. It goes into a folder of its own; what
-# it needs is in the extra `benchmark`.
+# The PyPI package has the same name as ours, so pip would replace ours. It goes into a separate folder; the extra
+# `benchmark` has its dependencies.
 PYPI_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "peers"
 PYPI_INSTALL = "pip install --no-deps --target .cache/peers sinkhorn_transformer==0.11.4"
 PYPI_ROUTING = {
-    "PyPI sinkhorn": {},  # as it comes: the two best blocks, no balancing
+    "PyPI sinkhorn": {},  # its defaults: the two best blocks, no balancing
     "PyPI sinkhorn, balanced": {"non_permutative": False, "n_top_buckets": 1, "sinkhorn_iter": 8},
 }
 
 
-class Contestant(NamedTuple):
-    """A model of one length, and what is told of it."""
+class BenchmarkModel(NamedTuple):
+    """A model for one length, with the settings for the record."""
 
     model: nn.Module
     config: dict[str, Any]
-    read: Callable[[Any], Tensor]  # what the model returned to hidden states (B, L, E)
+    read: Callable[[Any], Tensor]  # from the model's outputs to hidden states (B, L, E)
 
     def __call__(self, input_ids: Tensor, **inputs: Tensor) -> Tensor:
         """`(B, L)` tokens to hidden states `(B, L, E)`."""
@@ -76,11 +77,11 @@ class Contestant(NamedTuple):
 
     @property
     def ran_as(self) -> str | None:
-        """The kind of attention that BigBird has settled on."""
+        """The kind of attention that BigBird chose."""
         return getattr(self.model, "attention_type", None)
 
     def parameters(self) -> dict[str, int]:
-        """`all` of them, and those that do not belong to tables of tokens and positions."""
+        """`all`, and the number without embeddings of tokens and positions."""
         sizes = {name: parameter.numel() for name, parameter in self.model.named_parameters()}
         return {
             "all": sum(sizes.values()),
@@ -88,21 +89,21 @@ class Contestant(NamedTuple):
         }
 
 
-def names() -> list[str]:
-    """Every model: the floor first, then ours and peers by turns."""
-    by_turns = itertools.chain.from_iterable(itertools.zip_longest(OURS, PEERS))
+def model_names() -> list[str]:
+    """Every model: the floor first, then ours and the peers in alternation."""
+    by_turns = itertools.chain.from_iterable(itertools.zip_longest(SINKHORN_VARIANTS, PEERS))
     return [FLOOR, *filter(None, by_turns)]
 
 
-def make(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Contestant:
+def make_model(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BenchmarkModel:
     """The model `name` for rows of `length` tokens, weights drawn from a fixed seed."""
     torch.manual_seed(0)
-    contestant = PEERS[name](length) if name in PEERS else _ours(name, length)
-    contestant.model.to(device, dtype)
-    return contestant
+    benchmark_model = PEERS[name](length) if name in PEERS else _ours(name, length)
+    benchmark_model.model.to(device, dtype)
+    return benchmark_model
 
 
-def _ours(name: str, length: int) -> Contestant:
+def _ours(name: str, length: int) -> BenchmarkModel:
     model = SinkhornModel(sinkhorn_config(name, max_position_embeddings=length))
     if name == FLOOR:
         take_attention_out(model)
@@ -110,7 +111,7 @@ def _ours(name: str, length: int) -> Contestant:
 
 
 def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
-    """Of one of our variants, or the floor."""
+    """The configuration of one of our variants, or of the floor."""
     settings = {
         "vocab_size": VOCAB,
         "hidden_size": HIDDEN,
@@ -121,11 +122,11 @@ def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
         "use_cache": False,
         "attn_implementation": "sdpa",
     }
-    return SinkhornConfig(**(settings | OURS[FULL if name == FLOOR else name] | overrides))
+    return SinkhornConfig(**(settings | SINKHORN_VARIANTS[FULL_ATTENTION if name == FLOOR else name] | overrides))
 
 
 def take_attention_out(model: SinkhornModel) -> None:
-    """Leaves the four projections of each layer, so that no attention over the same network can be faster."""
+    """Keeps the four projections of each layer, so no attention in the same network can be faster."""
 
     def forward(self: SinkhornAttention, inputs: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
         return self.o_proj(self.q_proj(inputs) + self.k_proj(inputs) + self.v_proj(inputs)), None, None
@@ -135,11 +136,8 @@ def take_attention_out(model: SinkhornModel) -> None:
             module.forward = MethodType(forward, module)
 
 
-def _of_transformers(model: PreTrainedModel) -> Contestant:
-    told = model.config.to_diff_dict()
-    for field in ("auto_map", "transformers_version", "architectures", "dtype"):
-        told.pop(field, None)
-    return Contestant(model, told, lambda outputs: outputs.last_hidden_state)
+def _of_transformers(model: PreTrainedModel) -> BenchmarkModel:
+    return BenchmarkModel(model, recorded_settings(model.config), lambda outputs: outputs.last_hidden_state)
 
 
 # Peers ---------------------------------------------------------------------------------------------------------------
@@ -148,7 +146,7 @@ SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def _bert(length: int) -> Contestant:
+def _bert(length: int) -> BenchmarkModel:
     config = BertConfig(
         **SIZES,
         **NO_DROPOUT,
@@ -159,8 +157,8 @@ def _bert(length: int) -> Contestant:
     return _of_transformers(BertModel(config, add_pooling_layer=False))
 
 
-def _modernbert(length: int) -> Contestant:
-    """Gated as ours. Its pattern of layers and its window of 128 are its defaults: global in the first of three."""
+def _modernbert(length: int) -> BenchmarkModel:
+    """Gated, like ours. Layers and window are its defaults: one global layer in three, a window of 128."""
     config = ModernBertConfig(
         **SIZES,
         intermediate_size=GATED_WIDTH,
@@ -175,33 +173,33 @@ def _modernbert(length: int) -> Contestant:
     return _of_transformers(ModernBertModel(config))
 
 
-def _longformer(length: int) -> Contestant:
+def _longformer(length: int) -> BenchmarkModel:
     window = 256
     config = LongformerConfig(
         **SIZES,
         **NO_DROPOUT,
         intermediate_size=PLAIN_WIDTH,
         attention_window=window,
-        max_position_embeddings=_multiple(length, window) + 2,  # it counts positions from 2
+        max_position_embeddings=round_up(length, window) + 2,  # it counts positions from 2
     )
     return _of_transformers(LongformerModel(config, add_pooling_layer=False))
 
 
-def _big_bird(length: int) -> Contestant:
-    """Block-sparse, but where a row has 11 blocks or fewer: there it turns to full attention by itself (`ran_as`)."""
+def _big_bird(length: int) -> BenchmarkModel:
+    """Block-sparse, except for rows of 11 blocks or fewer: there it uses full attention (see `ran_as`)."""
     config = BigBirdConfig(
         **SIZES,
         **NO_DROPOUT,
         intermediate_size=PLAIN_WIDTH,
         attention_type="block_sparse",
         block_size=BLOCK,
-        max_position_embeddings=_multiple(length, BLOCK),
+        max_position_embeddings=round_up(length, BLOCK),
     )
     return _of_transformers(BigBirdModel(config, add_pooling_layer=False))
 
 
-def _reformer(length: int) -> Contestant:
-    """Reversible layers, local and LSH by turns. It returns both streams, which are `2 * HIDDEN` wide together."""
+def _reformer(length: int) -> BenchmarkModel:
+    """Reversible layers, local and LSH in alternation. It returns both streams: together `2 * HIDDEN` wide."""
     settings = {field: value for field, value in SIZES.items() if field != "num_hidden_layers"}
     config = ReformerConfig(
         **settings,
@@ -211,8 +209,8 @@ def _reformer(length: int) -> Contestant:
         hidden_dropout_prob=0.0,
         local_attention_probs_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0,
-        axial_pos_embds=False,  # axial ones want a length that is known in advance
-        max_position_embeddings=_multiple(length, BLOCK),
+        axial_pos_embds=False,  # axial ones need a length known in advance
+        max_position_embeddings=round_up(length, BLOCK),
         local_attn_chunk_length=BLOCK,
         lsh_attn_chunk_length=BLOCK,
         use_cache=False,
@@ -220,8 +218,8 @@ def _reformer(length: int) -> Contestant:
     return _of_transformers(ReformerModel(config))
 
 
-def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
-    def build(length: int) -> Contestant:
+def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
+    def build(length: int) -> BenchmarkModel:
         if PYPI_FOLDER.is_dir() and str(PYPI_FOLDER) not in sys.path:
             sys.path.append(str(PYPI_FOLDER))
         try:
@@ -234,12 +232,12 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
             "depth": LAYERS,
             "heads": HEADS,
             "bucket_size": BLOCK,
-            "max_seq_len": _multiple(length, BLOCK),
+            "max_seq_len": round_up(length, BLOCK),
             "return_embeddings": True,
         }
-        # Its feed-forward network is four times as wide as the model, without a gate the size of the others'.
+        # Its feed-forward network is four times as wide as the model: without a gate, as large as the others'.
         model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
-        return Contestant(
+        return BenchmarkModel(
             model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
         )
 
@@ -247,17 +245,13 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
 
 
 def pypi_version() -> str | None:
-    """Of the package in the folder, not of ours, which has the same name."""
+    """The version of the package in that folder, not of ours with the same name."""
     for distribution in importlib.metadata.distributions(name="sinkhorn_transformer", path=[str(PYPI_FOLDER)]):
         return distribution.version
     return None
 
 
-def _multiple(length: int, of: int) -> int:
-    return -(-length // of) * of
-
-
-PEERS: dict[str, Callable[[int], Contestant]] = {
+PEERS: dict[str, Callable[[int], BenchmarkModel]] = {
     "BERT": _bert,
     "ModernBERT": _modernbert,
     "Longformer": _longformer,

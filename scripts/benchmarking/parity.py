@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What must hold before `benchmark.py` gives a speed: the variants that it times, made small, compute what they are meant
-to. In float64, where only a mistake is larger than the limit.
+Checks before `benchmark.py` reports any speed: small versions of the variants compute what they should. In float64,
+where only a mistake exceeds the limit.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import attention_sinkhorn
-from benchmarking.models import FULL, OURS, sinkhorn_config
+from benchmarking.models import FULL_ATTENTION, SINKHORN_VARIANTS, sinkhorn_config
 from benchmarking.passes import enable_checkpointing
 from modeling_sinkhorn import SinkhornModel
 
@@ -27,19 +27,19 @@ SMALL = {
     "max_position_embeddings": 64,
     "initializer_range": 0.3,  # so that neither attention nor sorting is close to uniform
 }
-NUM_TOKENS = 45  # the last block is partly filled
-MANY_TOKENS = 581  # more than a kernel may take in one piece
+NUM_TOKENS = 45  # so that the last block is partly filled
+MANY_TOKENS = 581  # more than a kernel may process in one piece
 LIMIT = 1e-9
 
 
 class Check(NamedTuple):
-    measure: Callable[[str, str], float]  # name of the variant, and device, to its largest error
+    measure: Callable[[str, str], float]  # from the variant's name and the device to the largest error
     applies: Callable[[str], bool]
     limit: float
-    says: str  # what is wrong where it fails
+    failure: str  # what is wrong where it fails
 
 
-def check_all(variants: Iterable[str] = tuple(OURS), device: str = "cpu") -> dict[str, dict[str, float]]:
+def check_all(variants: Iterable[str] = tuple(SINKHORN_VARIANTS), device: str = "cpu") -> dict[str, dict[str, float]]:
     """The largest error of each check, for each variant. Raises SystemExit where one is above its limit."""
     errors: dict[str, dict[str, float]] = {}
     for variant in variants:
@@ -67,13 +67,13 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
 
-def worst(errors: Iterable[float]) -> float:
-    """The largest, or NaN where any is NaN, which `max` may pass over."""
+def largest(errors: Iterable[float]) -> float:
+    """The largest, or NaN if any is NaN, which `max` may miss."""
     return torch.tensor(list(errors), dtype=torch.double).max().item()
 
 
 def parameter_gradients(model: SinkhornModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Of a loss, in one vector, 0 where there is none, in training mode with noise from a fixed seed."""
+    """All gradients of a loss as one vector (0 if there is none), in training mode with seeded noise."""
     model.train()
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -83,15 +83,15 @@ def parameter_gradients(model: SinkhornModel, ids: Tensor, mask: Tensor | None =
 
 
 def _causal(variant: str) -> bool:
-    return OURS[variant].get("is_decoder", False)
+    return SINKHORN_VARIANTS[variant].get("is_decoder", False)
 
 
 def _sorts(variant: str) -> bool:
-    return not {"local_attention", "full_attention"} & set(OURS[variant].get("layer_types", []))
+    return not {"local_attention", "full_attention"} & set(SINKHORN_VARIANTS[variant].get("layer_types", []))
 
 
 def _is_full(variant: str) -> bool:
-    return "full_attention" in OURS[variant].get("layer_types", [])
+    return "full_attention" in SINKHORN_VARIANTS[variant].get("layer_types", [])
 
 
 # Checks --------------------------------------------------------------------------------------------------------------
@@ -99,22 +99,22 @@ def _is_full(variant: str) -> bool:
 
 @torch.no_grad()
 def implementations(variant: str, device: str) -> float:
-    """What "sdpa" gives is what "eager" gives, in a padded batch and in a row of many blocks."""
+    """The outputs of "sdpa" equal those of "eager", in a padded batch and in a row of many blocks."""
     mask = torch.ones(2, NUM_TOKENS, device=device)
     mask[1, 30:] = 0
     sdpa, eager = (small_model(variant, device, attn_implementation=name) for name in ("sdpa", "eager"))
-    return worst(
+    return largest(
         relative(*(model(ids, attention_mask=mask).last_hidden_state for model in (sdpa, eager)))
         for ids, mask in ((tokens(2, NUM_TOKENS, device=device), mask), (tokens(1, MANY_TOKENS, device=device), None))
     )
 
 
 def gradients(variant: str, device: str) -> float:
-    """The same of the gradients of all parameters, in training, for the same noise."""
+    """The same for the gradients of all parameters, in training with the same noise."""
     mask = torch.ones(2, NUM_TOKENS, device=device)
     mask[1, 30:] = 0
     sdpa, eager = (small_model(variant, device, attn_implementation=name) for name in ("sdpa", "eager"))
-    return worst(
+    return largest(
         relative(*(parameter_gradients(model, ids, mask) for model in (sdpa, eager)))
         for ids, mask in ((tokens(2, NUM_TOKENS, device=device), mask), (tokens(1, MANY_TOKENS, device=device), None))
     )
@@ -122,7 +122,7 @@ def gradients(variant: str, device: str) -> float:
 
 @torch.no_grad()
 def padding(variant: str, device: str) -> float:
-    """A row of a left- or right-padded batch gives what it gives alone."""
+    """A row gives the same in a left- or right-padded batch as alone."""
     model, lengths = small_model(variant, device), (NUM_TOKENS, 29, BLOCK, 3)
     rows = [tokens(1, length, device=device) for length in lengths]
     errors = []
@@ -136,12 +136,12 @@ def padding(variant: str, device: str) -> float:
         for number, (row, place) in enumerate(zip(rows, places)):
             alone = model(row).last_hidden_state[0]
             errors.append(relative(together[number, place], alone))
-    return worst(errors)
+    return largest(errors)
 
 
 @torch.no_grad()
 def packed(variant: str, device: str) -> float:
-    """Documents end to end in one row, told apart by positions that restart, give what they give alone."""
+    """Documents packed in one row, separated by positions that restart, give the same as alone."""
     model = small_model(variant, device)
     rows = [tokens(1, length, device=device) for length in (29, 1, BLOCK, 3, 2 * BLOCK + 1)]
     positions = torch.cat([torch.arange(row.shape[1], device=device) for row in rows]).unsqueeze(0)
@@ -152,20 +152,20 @@ def packed(variant: str, device: str) -> float:
 
 @torch.no_grad()
 def single_block(variant: str, device: str) -> float:
-    """With one block there is nothing to sort: dense attention, of which a mixture gives twice as much."""
+    """With one block there is nothing to sort: the result is dense attention (twice that for a mixture)."""
     model = small_model(variant, device)
-    dense = small_model("causal full attention" if _causal(variant) else FULL, device)
+    dense = small_model("causal full attention" if _causal(variant) else FULL_ATTENTION, device)
     dense.load_state_dict(model.state_dict(), strict=False)
     if variant == "mixture":
         for layer in dense.layers:
             layer.self_attn.o_proj.weight.mul_(2)
     rows = [tokens(1, length, device=device) for length in (1, BLOCK - 1, BLOCK)]
-    return worst(relative(model(row).last_hidden_state, dense(row).last_hidden_state) for row in rows)
+    return largest(relative(model(row).last_hidden_state, dense(row).last_hidden_state) for row in rows)
 
 
 @torch.no_grad()
 def maps(variant: str, device: str) -> float:
-    """Each row of the source-token map sums to 1, and its weighted sum of values is what the layer passes on."""
+    """Each row of the source-token map sums to 1, and its weighted sum of values is the output of attention."""
     model = small_model(variant, device, attn_implementation="eager")
     seen: dict[str, Tensor] = {}
     attention = model.layers[-1].self_attn
@@ -179,12 +179,12 @@ def maps(variant: str, device: str) -> float:
     values = values.repeat_interleave(HEADS // SMALL["num_key_value_heads"], dim=1)
     outputs_per_layer = 2 if variant == "mixture" else 1  # a mixture adds two, and its map is their mean
     of_values = relative(attention_map @ values * outputs_per_layer, attended)
-    return worst([(attention_map.sum(-1) - 1).abs().max().item(), of_values])
+    return largest([(attention_map.sum(-1) - 1).abs().max().item(), of_values])
 
 
 @torch.no_grad()
 def sort_matrices(variant: str, device: str) -> float:
-    """Each row sums to 1. A causal matrix has nothing on its diagonal or above, so nothing in its first row."""
+    """Each row sums to 1. A causal matrix is 0 on and above its diagonal, so its first row is 0."""
     model, errors = small_model(variant, device), []
     for matrix in model(tokens(1, NUM_TOKENS, device=device), output_sort_matrices=True).sort_matrices:
         sums = matrix.sum(-1)
@@ -192,43 +192,43 @@ def sort_matrices(variant: str, device: str) -> float:
             errors.append(matrix.triu().abs().max().item())
             sums = sums[..., 1:]
         errors += [(sums - 1).abs().max().item(), -matrix.min().item()]
-    return worst(errors)
+    return largest(errors)
 
 
 @torch.no_grad()
 def forced_permutation(variant: str, device: str) -> float:
-    """With a permutation as the sort matrix, sorted keys and values are the blocks that it names, whole."""
+    """With a permutation as sort matrix, sorted keys and values are exactly the blocks that it names."""
     order = torch.tensor([2, 0, 4, 1, 3], device=device)
     matrix = torch.eye(len(order), dtype=torch.double, device=device)[order].view(1, 1, len(order), len(order))
     generator = torch.Generator().manual_seed(0)
     errors = []
     for _ in ("keys", "values"):
         blocks = torch.randn(1, 1, len(order), BLOCK, 6, dtype=torch.double, generator=generator).to(device)
-        if OURS[variant].get("sort_assignment") == "hard":
+        if SINKHORN_VARIANTS[variant].get("sort_assignment") == "hard":
             choice = attention_sinkhorn.hard_assignment(matrix, torch.ones_like(matrix, dtype=torch.bool), 1)
             moved = attention_sinkhorn.hard_sort(choice, blocks).squeeze(3)
         else:
             moved = attention_sinkhorn.soft_sort(matrix, blocks, None)
         errors.append(relative(moved, blocks.index_select(2, order)))
-    return worst(errors)
+    return largest(errors)
 
 
 def leak(variant: str, device: str) -> float:
-    """The gradient of an output with respect to a later input is 0, in training, with the sorting and its noise."""
+    """The gradient of an output with respect to a later input is 0, in training with sorting noise."""
     model = small_model(variant, device).train()
     embeddings = model.embed_tokens(tokens(1, NUM_TOKENS, device=device)).detach().requires_grad_()
     outputs = model(inputs_embeds=embeddings).last_hidden_state
     errors = []
     for token in (0, BLOCK - 1, BLOCK, 3 * BLOCK + 2, NUM_TOKENS - 2):
         (gradient,) = torch.autograd.grad(outputs[0, token].sum(), embeddings, retain_graph=True)
-        if not gradient[0, token].abs().max() > 0:  # or the 0 of later ones says nothing
+        if not gradient[0, token].abs().max() > 0:  # otherwise the 0 of later ones proves nothing
             return float("nan")
         errors.append(gradient[0, token + 1 :].abs().max().item())
-    return worst(errors)
+    return largest(errors)
 
 
 def idle_sort_nets(variant: str, device: str) -> float:
-    """How many matrices of SortNets get no gradient, or one that is not finite."""
+    """The number of SortNet matrices without a finite gradient that is not 0."""
     model = small_model(variant, device)
     parameter_gradients(model, tokens(1, NUM_TOKENS, device=device))
     gradients = [parameter.grad for name, parameter in model.named_parameters() if ".sort_net." in name]
@@ -237,7 +237,7 @@ def idle_sort_nets(variant: str, device: str) -> float:
 
 
 def checkpointing(variant: str, device: str) -> float:
-    """Gradients with activation checkpointing are those without, for the same noise."""
+    """Gradients are the same with and without activation checkpointing, for the same noise."""
     plain, saving = small_model(variant, device), small_model(variant, device)
     enable_checkpointing(saving)
     return relative(*(parameter_gradients(model, tokens(1, NUM_TOKENS, device=device)) for model in (saving, plain)))

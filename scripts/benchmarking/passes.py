@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What `benchmark.py` measures: a forward, or a forward and a backward, over random tokens of a given shape."""
+"""The passes that `benchmark.py` measures, and batches of random tokens for them."""
 
 import time
 from typing import NamedTuple
@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarking.models import FIRST_TOKEN, VOCAB, Contestant
+from benchmarking.models import FIRST_TOKEN, VOCAB, BenchmarkModel
 
 
-FORWARD, BOTH = "forward", "forward_backward"
-PASSES = (FORWARD, BOTH)
+FORWARD, FORWARD_BACKWARD = "forward", "forward_backward"
+PASSES = (FORWARD, FORWARD_BACKWARD)
 
 
 class Batch(NamedTuple):
@@ -55,35 +55,35 @@ def packed_batch(lengths: list[int], seed: int = 0) -> Batch:
 
 
 def enable_checkpointing(model: nn.Module) -> None:
-    """Activation checkpointing, under the name that the library has for it."""
+    """Activation checkpointing, under the name that this version of the library uses."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable()
 
 
-def prepare(contestant: Contestant, kind: str) -> None:
-    """Evaluation mode for a forward; training mode (so ours draws its noise) and no gradients for both passes."""
-    contestant.model.train(kind == BOTH)
-    contestant.model.zero_grad(set_to_none=True)
+def prepare(benchmark_model: BenchmarkModel, kind: str) -> None:
+    """Evaluation mode for a forward pass, training mode (with noise) for both; clears the gradients."""
+    benchmark_model.model.train(kind == FORWARD_BACKWARD)
+    benchmark_model.model.zero_grad(set_to_none=True)
 
 
-def run(contestant: Contestant, batch: Batch, kind: str) -> None:
-    """One pass. A forward alone keeps nothing for a backward; the loss of both is a mean of squares over tokens."""
+def run(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> None:
+    """One pass. A forward pass alone keeps no activations; the loss is the mean square over tokens."""
     if kind == FORWARD:
         with torch.no_grad():
-            contestant(**batch.inputs())
+            benchmark_model(**batch.inputs())
         return
-    squares = contestant(**batch.inputs()).float().square().mean(-1)
+    squares = benchmark_model(**batch.inputs()).float().square().mean(-1)
     if batch.attention_mask is not None:
         squares = squares * batch.attention_mask
     (squares.sum() / batch.num_tokens).backward()
 
 
-def seconds(contestant: Contestant, batch: Batch, kind: str) -> float:
-    """Of one pass, on a GPU until it has really ended."""
-    prepare(contestant, kind)
+def seconds(benchmark_model: BenchmarkModel, batch: Batch, kind: str) -> float:
+    """Seconds of one pass; on a GPU, until its work is done."""
+    prepare(benchmark_model, kind)
     _wait(batch)
     start = time.perf_counter()
-    run(contestant, batch, kind)
+    run(benchmark_model, batch, kind)
     _wait(batch)
     return time.perf_counter() - start
 

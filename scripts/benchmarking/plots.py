@@ -1,27 +1,22 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Draws what `benchmark.py` measured: time per 1,000 tokens and peak memory of a forward and backward, against the length.
+Plots the results of `benchmark.py`: time per 1,000 tokens and peak memory of a forward and backward pass by length.
 
     python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
+
+from benchmarking.passes import FORWARD_BACKWARD
+from common.command_line import make_parser
+from common.pyplot import plt
 
 
-matplotlib.use("Agg")  # draws to a file, without a display
-
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter  # noqa: E402
-
-from benchmarking.passes import BOTH  # noqa: E402
-
-
-# Colours of Okabe and Ito, and of Tol, chosen to be told apart with any kind of colour vision, and a marker for each.
+# Colours of Okabe and Ito, and of Tol, distinguishable with any kind of colour vision; and a marker for each.
 # Ours are solid (dash-dotted where causal), peers dashed.
 STYLES = {
     "floor": ("black", "", ":"),
@@ -49,7 +44,7 @@ def points(cells: dict[str, Any], figure: str) -> list[tuple[int, float]]:
     """`(length, value)` of one model, shortest first: `milliseconds` per 1,000 tokens, or peak `megabytes`."""
     found = []
     for length, cell in sorted((int(length), cell) for length, cell in cells.items()):
-        measured = cell.get(BOTH, {})
+        measured = cell.get(FORWARD_BACKWARD, {})
         if figure == "milliseconds" and "seconds" in measured:
             found.append((length, measured["seconds"] / length * 1e6))
         elif figure == "megabytes" and measured.get("megabytes"):
@@ -84,9 +79,7 @@ def draw(rows: dict[str, Any], names: list[str], output: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py plots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py plots")
     parser.add_argument("results", type=Path, help="JSON file of benchmark.py.")
     parser.add_argument("--output", type=Path, required=True, help="PNG file to write.")
     parser.add_argument("--models", nargs="+", metavar="NAME", help="Some of those in the file; most by default.")

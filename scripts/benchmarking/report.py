@@ -1,11 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What `benchmark.py` makes of its rows: from which length on one model is faster than another, and tables.
+Conclusions and tables from the rows of `benchmark.py`: from which length one model is faster than another.
 
-    python scripts/maintain.py report results/benchmarks/cpu.json    # the tables of README.md, each number with its source
+    python scripts/maintain.py report results/benchmarks/cpu.json  # tables, each number with its source
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
@@ -13,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarking.memory import fit_growth
-from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS
-from benchmarking.passes import BOTH, PASSES
+from benchmarking.models import FLOOR, FULL_ATTENTION, PEERS, SINKHORN_SOFT, SINKHORN_VARIANTS
+from benchmarking.passes import FORWARD_BACKWARD, PASSES
+from common.command_line import make_parser
 from common.run_record import write_json
 
 
 def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str, float | None]:
     """
     Args:
-        ours, other: times by length, in one unit. Only lengths that both were measured at count.
+        ours, other: times by length, in the same unit. Only lengths of both count.
 
     Returns:
-        `measured`: the shortest length from which on ours is faster, at it and all longer ones; `None` if it is slower
-        at the longest. `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at
-        that length and at the one before; `None` where there is no such pair. `compared_up_to`: the longest length.
+        `measured`: the shortest length at which, and above which, ours is faster; `None` if it is slower at the longest.
+        `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at that length and at
+        the one before; `None` if there is no such pair. `compared_up_to`: the longest length.
     """
     lengths = sorted(ours.keys() & other.keys())
     found: dict[str, float | None] = {"measured": None, "interpolated": None, "compared_up_to": None}
@@ -47,7 +47,7 @@ def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str
 
 
 def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
-    """How time and memory grow, from where on ours is faster, and what BigBird ran as."""
+    """The growth of time and memory, from which length ours is faster, and what BigBird ran as."""
     growth = {}
     for name, cells in rows.items():
         lengths = list(map(int, cells))
@@ -56,7 +56,7 @@ def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
             for kind in PASSES
             for figure in ("megabytes", "seconds")
         }
-    others = [name for name in rows if name == FULL or name in PEERS] if MAIN in rows else []
+    others = [name for name in rows if name == FULL_ATTENTION or name in PEERS] if SINKHORN_SOFT in rows else []
     ran_as = {
         name: {length: cell["ran_as"] for length, cell in cells.items() if "ran_as" in cell}
         for name, cells in rows.items()
@@ -64,26 +64,26 @@ def conclusions(rows: dict[str, Any]) -> dict[str, Any]:
     return {
         "growth": growth,
         "crossover": {
-            name: crossover(by_length(rows[MAIN], "ratio_to_floor"), by_length(rows[name], "ratio_to_floor"))
+            name: crossover(by_length(rows[SINKHORN_SOFT], "ratio_to_floor"), by_length(rows[name], "ratio_to_floor"))
             for name in others
         },
         "ran_as": {name: kinds for name, kinds in ran_as.items() if kinds},
     }
 
 
-def by_length(cells: Mapping[str, Any], figure: str, kind: str = BOTH) -> dict[int, float]:
-    """Of one model's cells, those that were measured."""
+def by_length(cells: Mapping[str, Any], figure: str, kind: str = FORWARD_BACKWARD) -> dict[int, float]:
+    """The measured values of one model."""
     return {int(length): cell[kind][figure] for length, cell in cells.items() if "skipped" not in cell}
 
 
-def seconds_by_length(cells: Mapping[str, Any], kind: str = BOTH) -> dict[int, float]:
+def seconds_by_length(cells: Mapping[str, Any], kind: str = FORWARD_BACKWARD) -> dict[int, float]:
     return by_length(cells, "seconds", kind)
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str = BOTH) -> str:
+def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str = FORWARD_BACKWARD) -> str:
     """Markdown: the ratio to the floor, and tokens per second in brackets."""
     width = max(map(len, rows))
-    title = {"forward": "forward", BOTH: "forward and backward"}[kind]
+    title = {"forward": "forward", FORWARD_BACKWARD: "forward and backward"}[kind]
     lines = [
         f"{title}: time as a multiple of the floor's (tokens per second)",
         "",
@@ -106,22 +106,20 @@ def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str,
     """Markdown of one figure of a forward and backward at each length, with the path in `file` of each number."""
     lengths = sorted({int(length) for cells in rows.values() for length in cells})
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
-    for name in (name for name in (FLOOR, *OURS, *PEERS) if name in rows):
+    for name in (name for name in (FLOOR, *SINKHORN_VARIANTS, *PEERS) if name in rows):
         cells, printed, paths = rows[name], [], []
         for length in map(str, lengths):
-            value = cells.get(length, {}).get(BOTH, {}).get(figure)
+            value = cells.get(length, {}).get(FORWARD_BACKWARD, {}).get(figure)
             printed.append("-" if value is None else f"{value:.{decimals}f}")
-            paths += [] if value is None else [f"rows.{name}.{length}.{BOTH}.{figure}"]
+            paths += [] if value is None else [f"rows.{name}.{length}.{FORWARD_BACKWARD}.{figure}"]
         lines.append(f"| {name} | " + " | ".join(printed) + f" | <!-- from {file}: {'; '.join(paths)} -->")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py report")
     parser.add_argument("results", type=Path, help="JSON file that benchmark.py wrote.")
-    parser.add_argument("--update", action="store_true", help="Draw the conclusions in the file from its rows anew.")
+    parser.add_argument("--update", action="store_true", help="Compute the conclusions in the file again.")
     options = parser.parse_args(arguments)
     record = json.loads(options.results.read_text(encoding="utf-8"))
     rows = record["rows"]

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Where a number comes from: commit, versions and machine, for the JSON files of runs."""
+"""The origin of a number: commit, versions and machine, for the JSON files of runs."""
 
 import importlib.metadata
 import json
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "transformers", "datasets", "evaluate", "accelerate", "toke
 
 
 def provenance() -> dict:
-    """Commit when the script was started (with `-dirty` where files differed from it), package versions, and machine."""
+    """The commit at the start (with `-dirty` if files differed from it), package versions, and the machine."""
     return {
         "commit": COMMIT,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
@@ -31,21 +31,27 @@ def provenance() -> dict:
 
 
 def command() -> list[str]:
-    """The script and its flags, as they were called; without the values of tokens, since records are shown around."""
-    told, secret = [f"scripts/{Path(sys.argv[0]).name}"], False
+    """The script and its flags as called, without the values of tokens: records are published."""
+    shown, secret = [f"scripts/{Path(sys.argv[0]).name}"], False
     for argument in sys.argv[1:]:
         name, separator, _ = argument.partition("=")
         is_token = name.replace("-", "_") in ("__token", "__hub_token")
         if secret:
-            told.append("***")
+            shown.append("***")
         else:
-            told.append(f"{name}=***" if is_token and separator else argument)
+            shown.append(f"{name}=***" if is_token and separator else argument)
         secret = is_token and not separator
-    return told
+    return shown
+
+
+def write_run(run: dict, output_dir: str, results_file: str | None) -> None:
+    """As `run.json` of the output folder, and to `results_file` where there is one."""
+    for path in filter(None, (Path(output_dir) / "run.json", results_file)):
+        write_json(Path(path), run)
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Writes whole or not at all."""
+    """Writes the complete file or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".json.tmp")
     draft.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -53,15 +59,15 @@ def write_json(path: Path, content: dict) -> None:
 
 
 def _commit() -> str | None:
-    """`SOURCE_COMMIT` is for copies of a commit's files on a machine whose repository, if any, is another."""
+    """`SOURCE_COMMIT` is for copies of a commit's files outside its repository."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    if told := os.environ.get("SOURCE_COMMIT"):
-        return told
+    if commit := os.environ.get("SOURCE_COMMIT"):
+        return commit
     result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return result.stdout.strip() or None
 
 
-# Read when the code is, as the folder may be at another commit when a long run ends.
+# Read on import: the folder may be at another commit when a long run ends.
 COMMIT = _commit()
 
 

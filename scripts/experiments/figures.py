@@ -4,19 +4,14 @@
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+
+from common.pyplot import plt
+from experiments.results import cell, in_order, mean_list, select
+from experiments.tables import heading, models_of
 
 
-matplotlib.use("Agg")  # draws to a file, without a display
-
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-from experiments.results import cell, chosen, in_order, mean_list  # noqa: E402
-from experiments.tables import heading, models_of  # noqa: E402
-
-
-# Colours of Okabe and Ito, and of Tol, as in `plot_benchmark.py`; a marker for each.
+# Colours of Okabe and Ito, and of Tol, as in `benchmarking/plots.py`; a marker for each.
 STYLES = {
     "full": ("#D55E00", "D"),
     "local": ("#009E73", "^"),
@@ -72,7 +67,7 @@ def curves(records: list[dict], config: dict[str, Any]) -> Any:
     figure, panels = _panels(len(conditions))
     for panel, condition in zip(panels, conditions):
         for model in models:
-            runs = chosen(records, condition=condition, model=model)
+            runs = select(records, condition=condition, model=model)
             lines = [np.array(run["curve"]["train"]) for run in runs if run["curve"]["train"]]
             if lines:
                 steps = lines[0][:, 0]  # an interrupted run has a point more than the others
@@ -91,7 +86,7 @@ def by_condition(records: list[dict], config: dict[str, Any]) -> Any:
     path = next(iter(config["report"]))
     figure, (panel,) = _panels(1)
     for model in models:
-        cells = [cell(chosen(records, condition=condition, model=model), path) for condition in conditions]
+        cells = [cell(select(records, condition=condition, model=model), path) for condition in conditions]
         places = [place for place, found in enumerate(cells) if found is not None]
         colour, marker = STYLES.get(model, (None, "."))
         panel.errorbar(
@@ -123,7 +118,7 @@ def by_position(records: list[dict], config: dict[str, Any]) -> Any:
     cases = [(condition, kind) for condition in conditions for kind in kinds]
     for panel, (condition, kind) in zip(panels, cases):
         for model in models:
-            values = mean_list(chosen(records, condition=condition, model=model), f"test.{kind}")
+            values = mean_list(select(records, condition=condition, model=model), f"test.{kind}")
             if values is not None:
                 panel.plot(values, color=STYLES.get(model, (None,))[0], label=model, linewidth=1)
         panel.set(title=condition, xlabel=kinds[kind], ylabel="bits per byte")
@@ -141,7 +136,7 @@ def factors(records: list[dict], config: dict[str, Any]) -> Any:
     for panel, condition in zip(panels.flat, conditions):
         cells, path = {}, None
         for path in config["report"]:
-            found = {name: cell(chosen(records, condition=condition, model=name), path) for name in variants}
+            found = {name: cell(select(records, condition=condition, model=name), path) for name in variants}
             if any(found.values()):
                 cells = {name: value for name, value in found.items() if value is not None}
                 break

@@ -7,7 +7,6 @@ block, by an even mixture of all earlier blocks, and by nothing (its own block a
     python scripts/run_experiments.py interventions --model_name_or_path checkpoints/sinkhorn-sotu-lm
 """
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 import attention_sinkhorn
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 from modeling_sinkhorn import SinkhornForCausalLM
 from training.language_data import LanguageModelingDataArguments, load_documents, to_chunks
@@ -69,17 +69,17 @@ REPLACEMENTS: dict[str, Replace] = {
 
 
 @contextmanager
-def sorted_by(replace: Replace) -> Iterator[list[Tensor]]:
+def replacing_sort_matrices(replace: Replace) -> Iterator[list[Tensor]]:
     """Inside it, causal sort matrices are made by `replace`; gives the list of those that were made."""
-    made: list[Tensor] = []
+    matrices: list[Tensor] = []
 
     def sort(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> tuple[Tensor, None]:
-        made.append(replace(logits, allowed, iterations, *rest))
-        return made[-1], None
+        matrices.append(replace(logits, allowed, iterations, *rest))
+        return matrices[-1], None
 
     attention_sinkhorn.causal_sinkhorn_balance = sort
     try:
-        yield made
+        yield matrices
     finally:
         attention_sinkhorn.causal_sinkhorn_balance = balance
 
@@ -95,24 +95,20 @@ def evaluate(model: SinkhornForCausalLM, rows: Tensor, batch_size: int, tokens_p
 
 
 @torch.no_grad()
-def weights_of(model: SinkhornForCausalLM, rows: Tensor, replace: Replace) -> list[dict[str, float]]:
+def mean_weights(model: SinkhornForCausalLM, rows: Tensor, replace: Replace) -> list[dict[str, float]]:
     """Of each layer, averaged over rows, heads and the blocks from the third on: what goes to which earlier block."""
-    with sorted_by(replace) as made:
+    with replacing_sort_matrices(replace) as matrices:
         model(rows, use_cache=False)
-    told = []
-    for matrix in made:
+    layers = []
+    for matrix in matrices:
         late = matrix[:, :, 2:]
         before, first = late.diagonal(1, -2, -1).mean().item(), late[..., 0].mean().item()
-        told.append({"the block before": before, "the first block": first, "others": 1 - before - first})
-    return told
+        layers.append({"the block before": before, "the first block": first, "others": 1 - before - first})
+    return layers
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run_experiments.py interventions",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(__doc__, "run_experiments.py interventions")
     parser.add_argument(
         "--model_name_or_path", default="checkpoints/sinkhorn-sotu-lm", help="A causal Sinkhorn model."
     )
@@ -136,9 +132,9 @@ def main(arguments: list[str] | None = None) -> None:
         "weights": {},
     }
     for name, replace in REPLACEMENTS.items():
-        with sorted_by(replace):
+        with replacing_sort_matrices(replace):
             record["scores"][name] = evaluate(model, rows, options.batch_size, rates["test"])
-        record["weights"][name] = weights_of(model, rows[: options.batch_size], replace)
+        record["weights"][name] = mean_weights(model, rows[: options.batch_size], replace)
         print(f"{name}: perplexity {record['scores'][name]['perplexity']:.1f}", flush=True)
     config = model.config.to_dict() | {"layer_types": ["local_attention"] * model.config.num_hidden_layers}
     local = SinkhornForCausalLM(model.config.__class__(**config)).eval()

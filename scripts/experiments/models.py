@@ -11,9 +11,10 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+from common.model_settings import round_up
 
 
-SINKHORN: dict[str, dict[str, Any]] = {
+SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "full": {"layer_types": "full_attention"},
     "local": {"layer_types": "local_attention"},
     "local2": {"layer_types": "local_attention", "num_local_blocks": 2},
@@ -39,15 +40,15 @@ def config_of(name: str, settings: dict[str, Any], longest: int) -> PreTrainedCo
     Args:
         settings: fields of `SinkhornConfig`; peers take those that they share.
     """
-    if name in SINKHORN:
-        settings = settings | SINKHORN[name]
+    if name in SINKHORN_VARIANTS:
+        settings = settings | SINKHORN_VARIANTS[name]
         if isinstance(settings.get("layer_types"), str):
             settings["layer_types"] = [settings["layer_types"]] * settings["num_hidden_layers"]
         # The SortNets of the paper have an output for each block, and a last block may be partly filled.
-        rows = _multiple(longest, settings["block_size"])
+        rows = round_up(longest, settings["block_size"])
         return AutoConfig.for_model("sinkhorn", **settings, max_position_embeddings=rows, use_cache=False)
     if name not in PEERS:
-        raise ValueError(f"there is no model '{name}'; there are {', '.join((*SINKHORN, *PEERS))}.")
+        raise ValueError(f"there is no model '{name}'; there are {', '.join((*SINKHORN_VARIANTS, *PEERS))}.")
     block, dropout = settings["block_size"], settings.get("hidden_dropout", 0.0)
     shared = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_labels")
     peer = {field: settings[field] for field in shared if field in settings} | {
@@ -58,9 +59,9 @@ def config_of(name: str, settings: dict[str, Any], longest: int) -> PreTrainedCo
         "initializer_range": settings.get("initializer_range", 0.02),
     }
     if name == "longformer":  # as many keys for a query as Sinkhorn attention has; it counts positions from 1
-        rows = _multiple(longest, 2 * block) + 2
+        rows = round_up(longest, 2 * block) + 2
         return AutoConfig.for_model("longformer", **peer, attention_window=2 * block, max_position_embeddings=rows)
-    rows = _multiple(longest, block)
+    rows = round_up(longest, block)
     return AutoConfig.for_model("big_bird", **peer, block_size=block, max_position_embeddings=rows)
 
 
@@ -69,7 +70,9 @@ def parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if "position_embeddings" not in name)
 
 
-def matched(config: PreTrainedConfig, reference: PreTrainedConfig, auto_class: type) -> PreTrainedConfig:
+def with_matched_parameters(
+    config: PreTrainedConfig, reference: PreTrainedConfig, auto_class: type
+) -> PreTrainedConfig:
     """`config` with the width of feed-forward network that gives it the parameters of `reference`."""
 
     def count(of: PreTrainedConfig) -> int:
@@ -86,10 +89,8 @@ def matched(config: PreTrainedConfig, reference: PreTrainedConfig, auto_class: t
 def make_model(name: str, settings: dict[str, Any], longest: int, auto_class: type, seed: int) -> PreTrainedModel:
     """With the parameters of the reference model of the same settings, but for the choice of sorter."""
     plain = {field: value for field, value in settings.items() if field not in ("sort_net", "layer_types")}
-    config = matched(config_of(name, settings, longest), config_of(REFERENCE, plain, longest), auto_class)
+    config = with_matched_parameters(
+        config_of(name, settings, longest), config_of(REFERENCE, plain, longest), auto_class
+    )
     torch.manual_seed(seed)
     return auto_class.from_config(config)
-
-
-def _multiple(length: int, of: int) -> int:
-    return -(-length // of) * of

@@ -8,16 +8,16 @@ settings they were measured with; a number in it is `{condition/model/score}`, f
     python scripts/maintain.py experiments --results_dir runs/experiments_smoke --output runs/report/experiments.md
 """
 
-import argparse
 import os
 import re
 from pathlib import Path
 from typing import Any
 
+from common.command_line import make_parser
 from common.errors import UserError
 from common.run_record import write_json
 from experiments.plan import BUDGETS, experiments, load_config
-from experiments.results import cell, chosen, load_records, summary
+from experiments.results import cell, load_records, select, summary
 from experiments.tables import table
 
 
@@ -71,31 +71,31 @@ def render(records: list[dict[str, Any]], figures: dict[tuple[str, str], list[st
     if not records:
         parts.append("No run has been made yet.\n")
     for name in [*TITLES, *(name for name in experiments() if name not in TITLES)]:
-        if not chosen(records, experiment=name):
+        if not select(records, experiment=name):
             continue
         config = load_config(name)
         parts.append(f"## {TITLES.get(name, name)}\n\n{config['about'].strip()}\n")
         for budget in BUDGETS:
-            found = chosen(records, experiment=name, budget=budget)
+            found = select(records, experiment=name, budget=budget)
             if not found:
                 continue
             if budget == "smoke":
                 parts.append("A few steps of each, which show that the code runs and nothing else.\n")
             elif config.get("says"):
-                parts.append(filled(config["says"], found).strip() + "\n")
-            parts.append(f"{steps_told(found)}\n\n{table(found, config)}\n")
+                parts.append(fill_in_scores(config["says"], found).strip() + "\n")
+            parts.append(f"{describe_training(found)}\n\n{table(found, config)}\n")
             parts += [
                 f"![{TITLES.get(name, name)}: {Path(path).stem}]({path})\n" for path in figures.get((name, budget), ())
             ]
     return "\n".join(parts)
 
 
-def filled(text: str, records: list[dict[str, Any]]) -> str:
+def fill_in_scores(text: str, records: list[dict[str, Any]]) -> str:
     """`text` with every `{condition/model/score}`, such as `{256/soft/test.accuracy}`, replaced by the mean and spread."""
 
     def number(match: re.Match) -> str:
         condition, model, path = match.groups()
-        found = cell(chosen(records, condition=condition, model=model), path)
+        found = cell(select(records, condition=condition, model=model), path)
         if found is None:
             raise UserError(f"no run gives {match.group()}; a sentence in a config file asks for it.")
         return str(found)
@@ -103,7 +103,7 @@ def filled(text: str, records: list[dict[str, Any]]) -> str:
     return re.sub(r"\{([^/{}]+)/([^/{}]+)/([^/{}]+)\}", number, text)
 
 
-def steps_told(records: list[dict[str, Any]]) -> str:
+def describe_training(records: list[dict[str, Any]]) -> str:
     """Steps and rows a step of each condition, as trained."""
     told = {}
     for record in records:
@@ -130,12 +130,12 @@ def draw(records: list[dict[str, Any]], folder: Path) -> None:
     from experiments.figures import draw_all  # the page alone needs no matplotlib
 
     for name, budget in sorted({(record["experiment"], record["budget"]) for record in records}):
-        found = chosen(records, experiment=name, budget=budget)
+        found = select(records, experiment=name, budget=budget)
         draw_all(found, load_config(name), folder / f"{name}-{budget}")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__, "maintain.py experiments")
     parser.add_argument(
         "--results_dir", type=Path, default=ROOT / "results" / "experiments", help="Files of run_experiments.py."
     )

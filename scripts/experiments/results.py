@@ -36,7 +36,7 @@ def load_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*/*.json"))]
 
 
-def chosen(records: Iterable[dict], **fields: Any) -> list[dict]:
+def select(records: Iterable[dict], **fields: Any) -> list[dict]:
     return [record for record in records if all(record[name] == value for name, value in fields.items())]
 
 
@@ -58,7 +58,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """
     nested: dict[str, Any] = {}
     groups: dict[tuple, list[dict]] = {}
-    for record in chosen(records, budget="full"):
+    for record in select(records, budget="full"):
         groups.setdefault((record["experiment"], record["condition"], record["model"]), []).append(record)
     for (experiment, condition, model), runs in sorted(groups.items()):
         parts = nested.setdefault(experiment, {}).setdefault(condition, {}).setdefault(model, {})
@@ -67,8 +67,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
                 if isinstance(value, list):  # by position: in the files of the runs alone
                     continue
                 found = cell(runs, f"{part}.{name}")
-                told = {"mean": found.mean} | ({} if found.std is None else {"std": found.std})
-                parts.setdefault(part, {})[name] = told | {"seeds": sorted(run["seed"] for run in runs)}
+                spread = {"mean": found.mean} | ({} if found.std is None else {"std": found.std})
+                parts.setdefault(part, {})[name] = spread | {"seeds": sorted(run["seed"] for run in runs)}
     return nested
 
 

@@ -6,7 +6,6 @@ and writes down on the way how much of the page with the answer its sort matrice
     python scripts/run_experiments.py routing
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
+from common.command_line import make_parser
 from common.run_record import provenance, write_json
 from experiments.models import make_model
 from experiments.plan import Run, runs_of
-from experiments.running import be_quiet
+from experiments.running import silence_libraries
 from experiments.tasks import load_task, needle, pad
-from experiments.training import Clock, curve, make_trainer
+from experiments.training import TrainingTimer, curve, make_trainer
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-SHOWN = (0, 1 / 4, 3 / 8, 1)  # parts of the training after which a matrix is kept
+SHOWN_FRACTIONS = (0, 1 / 4, 3 / 8, 1)  # parts of the training after which a matrix is kept
 
 
-class Watcher(TrainerCallback):
+class SortMatrixRecorder(TrainerCallback):
     """Reads held-out rows between steps, without noise, so that the training is the same as unwatched."""
 
     def __init__(self, rows: list[dict], data: dict, every: int):
@@ -39,7 +39,7 @@ class Watcher(TrainerCallback):
         self.matrices: dict[int, list[Tensor]] = {}  # by step: of the first row, (G, N, N) for each layer
 
     @torch.no_grad()
-    def look(self, model: PreTrainedModel, step: int) -> None:
+    def record_matrices(self, model: PreTrainedModel, step: int) -> None:
         training = model.training
         model.eval()
         outputs = model(self.batch["input_ids"], output_sort_matrices=True)
@@ -56,38 +56,42 @@ class Watcher(TrainerCallback):
         self.matrices[step] = [matrix[0] for matrix in outputs.sort_matrices]
 
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
-        self.look(model, 0)
+        self.record_matrices(model, 0)
 
     def on_step_end(self, args, state, control, model=None, **kwargs) -> None:
         if state.global_step % self.every == 0:
-            self.look(model, state.global_step)
+            self.record_matrices(model, state.global_step)
 
 
-def watch_run(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
+def train_and_record(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
     """Trains as `execute` does; what was seen, with the matrices of the head that ends with the largest weight."""
     settings = run.settings
     task = load_task(settings["task"], settings["data"], run.seed, settings["training"])
     model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)
-    watcher = Watcher([task.validation[index] for index in range(len(task.validation))], settings["data"], every)
-    trainer = make_trainer(run, task, model, work_dir, Clock())
-    trainer.add_callback(watcher)
+    recorder = SortMatrixRecorder(
+        [task.validation[index] for index in range(len(task.validation))], settings["data"], every
+    )
+    trainer = make_trainer(run, task, model, work_dir, TrainingTimer())
+    trainer.add_callback(recorder)
     trainer.train()
-    last = torch.tensor(watcher.points[-1]["weights"])
+    last = torch.tensor(recorder.points[-1]["weights"])
     layer, head = divmod(int(last.argmax()), last.shape[1])
-    end = watcher.points[-1]["step"]
-    steps = sorted({round(end * part / every) * every for part in SHOWN})
+    end = recorder.points[-1]["step"]
+    steps = sorted({round(end * part / every) * every for part in SHOWN_FRACTIONS})
     return {
         "settings": settings,
         "pages": settings["data"]["length"] // settings["data"]["page_tokens"],
-        "rows": len(watcher.targets),
-        "points": watcher.points,
+        "rows": len(recorder.targets),
+        "points": recorder.points,
         "curve": curve(trainer.state.log_history)["train"],
         "shown": {
             "layer": layer,
             "head": head,
-            "page": int(watcher.targets[0]),
+            "page": int(recorder.targets[0]),
             "matrices": {
-                str(step): [[round(value, 3) for value in row] for row in watcher.matrices[step][layer][head].tolist()]
+                str(step): [
+                    [round(value, 3) for value in row] for row in recorder.matrices[step][layer][head].tolist()
+                ]
                 for step in steps
             },
         },
@@ -95,19 +99,17 @@ def watch_run(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="run_experiments.py routing", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "run_experiments.py routing")
     parser.add_argument("--budget", choices=("full", "smoke"), default="full", help="smoke: a few steps.")
     parser.add_argument("--every", type=int, default=10, help="Look after so many steps.")
     parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "experiments" / "routing.json")
     options = parser.parse_args(arguments)
-    be_quiet()
+    silence_libraries()
     (run,) = runs_of("needle", options.budget, seeds=[0], models=["soft"], conditions=["256"])
     with tempfile.TemporaryDirectory() as work_dir:
-        seen = watch_run(run, options.every, Path(work_dir))
+        recorded = train_and_record(run, options.every, Path(work_dir))
     command = ["scripts/run_experiments.py", "routing", "--budget", options.budget, "--every", str(options.every)]
-    write_json(options.results_file, {**provenance(), "command": command, **seen})
-    for point in seen["points"]:
+    write_json(options.results_file, {**provenance(), "command": command, **recorded})
+    for point in recorded["points"]:
         best = max(max(heads) for heads in point["weights"])
         print(f"step {point['step']:4}  accuracy {point['accuracy']:.3f}  largest weight of a head {best:.3f}")

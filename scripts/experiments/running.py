@@ -37,7 +37,7 @@ def _models_of(config: dict) -> set[str]:
 
 
 def result_file(run: Run, options: argparse.Namespace) -> Path:
-    return options.results_dir / f"{run.name}.json"
+    return options.results_dir / run.experiment / run.condition / f"{run.model}.seed{run.seed}.json"
 
 
 def is_done(run: Run, options: argparse.Namespace) -> bool:
@@ -74,7 +74,7 @@ def outcomes(runs: list[Run], options: argparse.Namespace, deadline: float | Non
             yield futures[future], future.result()
 
 
-def be_quiet() -> None:
+def silence_libraries() -> None:
     """The Trainer and the data sets tell every step; a set of runs tells its scores."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -84,7 +84,7 @@ def be_quiet() -> None:
 
 def attempt(run: Run, options: argparse.Namespace, deadline: float | None) -> str:
     """`"done"`, `"interrupted"`, or the traceback: one run that fails does not keep the others from running."""
-    be_quiet()
+    silence_libraries()
     if deadline is not None and time.monotonic() > deadline:
         return "interrupted"
     started = time.monotonic()

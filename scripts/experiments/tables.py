@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from experiments.results import Cell, cell, chosen, in_order
+from experiments.results import Cell, cell, in_order, select
 
 
-SHOWN = {"test": "", "twice": "twice as long, "}  # names of test sets in headings
+TEST_SET_TITLES = {"test": "", "twice": "twice as long, "}  # names of test sets in headings
 
 
 def table(records: list[dict[str, Any]], config: dict[str, Any]) -> str:
@@ -16,7 +16,7 @@ def table(records: list[dict[str, Any]], config: dict[str, Any]) -> str:
     columns = []
     for condition in conditions:
         for path, better in config["report"].items():
-            cells = {model: cell(chosen(records, condition=condition, model=model), path) for model in models}
+            cells = {model: cell(select(records, condition=condition, model=model), path) for model in models}
             if any(cells.values()):
                 columns.append((heading(condition, path, len(conditions) > 1), cells, _best(cells, better)))
     lines = [
@@ -24,7 +24,7 @@ def table(records: list[dict[str, Any]], config: dict[str, Any]) -> str:
         "|---|---|" + "---|" * len(columns) + "---|---|",
     ]
     for model in models:
-        runs = chosen(records, model=model)
+        runs = select(records, model=model)
         texts = ["" if cells[model] is None else _text(cells[model], best) for _, cells, best in columns]
         seconds = sum(run["seconds"] for run in runs) / len(runs)
         parameters = _range(run["parameters"] for run in runs)
@@ -38,8 +38,8 @@ def models_of(config: dict[str, Any]) -> list[str]:
 
 def heading(condition: str, path: str, several: bool) -> str:
     part, _, metric = path.partition(".")
-    told = SHOWN.get(part, f"{part} ") + metric.replace("_", " ")
-    return f"{condition.replace('_', ' ')}: {told}" if several else told
+    title = TEST_SET_TITLES.get(part, f"{part} ") + metric.replace("_", " ")
+    return f"{condition.replace('_', ' ')}: {title}" if several else title
 
 
 def _best(cells: dict[str, Cell | None], better: str) -> float | None:

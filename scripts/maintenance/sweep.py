@@ -9,20 +9,20 @@ interrupted sweep goes on.
         --config_overrides layer_types=local_attention
 """
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from common.command_line import make_parser
 from common.errors import UserError
 from common.run_record import write_json
-from training.flags import given_flags, of_the_training
+from training.flags import given_flags, training_flags
 
 
 SCRIPT = Path(__file__).resolve().parents[1] / "run_classification.py"
-KEPT = (
+RECORDED_FIELDS = (
     "command",
     "commit",
     "config",
@@ -53,9 +53,7 @@ def summarise(runs: list[dict]) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="maintain.py sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__, "maintain.py sweep")
     parser.add_argument("--runs", type=Path, required=True, help="Folder for the runs.")
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -75,10 +73,10 @@ def main(arguments: list[str] | None = None) -> None:
                 command = [str(SCRIPT), "--output_dir", str(folder), "--resume_from_checkpoint", "last", *flags]
                 subprocess.run([sys.executable, *command], check=True)
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-            if of_the_training(given_flags(run["command"][1:])) != of_the_training(given_flags(flags)):
+            if training_flags(given_flags(run["command"][1:])) != training_flags(given_flags(flags)):
                 raise UserError(
                     f"{folder}/run.json is of other flags: {' '.join(run['command'])}. Name another folder by --runs."
                 )
-            runs.append({name: run[name] for name in KEPT})
+            runs.append({name: run[name] for name in RECORDED_FIELDS})
         results[split_by] = {"summary": summarise(runs), "runs": runs}
         write_json(options.results, results)

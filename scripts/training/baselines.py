@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score
 FIRST_WORDS = 512
 
 
-def baselines(splits: DatasetDict, part: str) -> dict[str, dict[str, float]]:
+def baseline_scores(splits: DatasetDict, part: str) -> dict[str, dict[str, float]]:
     """Accuracy and macro F1 on `splits[part]`, learned from `splits["train"]`, of each baseline by name."""
     train, held_out = splits["train"], splits[part]
     labels, truth = train["label"], held_out["label"]

@@ -124,18 +124,18 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
     if regression:
         numbers = {name: _as_numbers(part) for name, part in labelled.items()}
         return Task(DatasetDict(numbers | without), "regression", None)
-    several = isinstance(labelled["train"]["label"][0], list)
-    if not several:
+    multi_label = isinstance(labelled["train"]["label"][0], list)
+    if not multi_label:
         labelled = {name: _labels_by_name(part) for name, part in labelled.items()}
     labels = labelled["train"]["label"]
-    known = sorted(set().union(*map(names_in, labels)), key=_natural_order)
+    known = sorted(set().union(*map(classes_in, labels)), key=_natural_order)
     if len(known) < 2:
         raise UserError(
             f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more."
         )
     number = {name: index for index, name in enumerate(known)}
     for name, part in labelled.items():
-        unknown = sorted(set().union(*map(names_in, part["label"])) - set(known))
+        unknown = sorted(set().union(*map(classes_in, part["label"])) - set(known))
         if unknown:
             raise UserError(
                 f"the {name} data has labels that training never saw: {', '.join(unknown[:10])}. Training has: "
@@ -143,16 +143,16 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
             )
 
     def encode(row: dict) -> dict:
-        if several:
+        if multi_label:
             return {"label": [float(name in map(str, row["label"])) for name in known]}
         return {"label": number[str(row["label"])]}
 
     numbered = {name: part.map(encode, remove_columns=["label"]) for name, part in labelled.items()}
-    kind = "multi_label_classification" if several else "single_label_classification"
+    kind = "multi_label_classification" if multi_label else "single_label_classification"
     return Task(DatasetDict(numbered | without), kind, known)
 
 
-def names_in(label: Any) -> set[str]:
+def classes_in(label: Any) -> set[str]:
     """The classes of a row: those in a list, or the one."""
     return set(map(str, label if isinstance(label, list) else [label]))
 
@@ -170,12 +170,12 @@ def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> 
     labels = [str(label) for label in train["label"]]
     size = max(1, round(VALIDATION_FRACTION * len(train)))
     classes = Counter(labels)
-    fits = min(classes.values()) >= 2 and len(classes) <= min(size, len(train) - size)
+    can_stratify = min(classes.values()) >= 2 and len(classes) <= min(size, len(train) - size)
     kept, held_out = train_test_split(
-        range(len(train)), test_size=size, random_state=seed, stratify=labels if fits else None
+        range(len(train)), test_size=size, random_state=seed, stratify=labels if can_stratify else None
     )
     if not regression:
-        classes_of = [names_in(label) for label in train["label"]]
+        classes_of = [classes_in(label) for label in train["label"]]
         seen = set().union(*(classes_of[row] for row in kept))
         for row in list(held_out):
             if not classes_of[row] <= seen:  # the model could not learn it

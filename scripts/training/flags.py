@@ -15,7 +15,7 @@ from common.run_record import write_json
 
 
 # What does not change what is trained, so that a run may go on with other values of it.
-NOT_OF_THE_TRAINING = {
+CHANGEABLE_FLAGS = {
     "output_dir",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -80,13 +80,23 @@ def given_flags(arguments: list[str]) -> dict[str, Any]:
     return given
 
 
+def check_limits(arguments: Any, *names: str) -> None:
+    """
+    Raises:
+        UserError: a limit that is given is below 1.
+    """
+    for name in names:
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name} must be 1 or more, got {getattr(arguments, name)}; leave it out to use all.")
+
+
 def _did_you_mean(unknown: list[str], argument_classes: tuple[type, ...]) -> str:
     known = [f"--{field.name}" for kind in argument_classes for field in dataclasses.fields(kind)]
     close = [match for word in unknown for match in difflib.get_close_matches(word, known, 1)]
     return f" Did you mean {' '.join(close)}?" if close else " --help lists the flags."
 
 
-def remember(given: dict[str, Any], training_args: TrainingArguments, resumes: bool) -> None:
+def record_model_and_data(given: dict[str, Any], training_args: TrainingArguments, is_resuming: bool) -> None:
     """
     Writes down which model and data a training run is of, and refuses to go on with it on others: its tokenizer and its
     weights would not fit them.
@@ -95,9 +105,9 @@ def remember(given: dict[str, Any], training_args: TrainingArguments, resumes: b
         UserError: the run in `output_dir` is of another model or other data; names the flags that differ.
     """
     training = {field.name for field in dataclasses.fields(training_args)}
-    now = {name: value for name, value in of_the_training(given).items() if name not in training}
+    now = {name: value for name, value in training_flags(given).items() if name not in training}
     path = Path(training_args.output_dir) / "model_and_data.json"
-    if resumes and path.is_file():
+    if is_resuming and path.is_file():
         then = json.loads(path.read_text(encoding="utf-8"))
         differ = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
         if differ:
@@ -115,6 +125,6 @@ def _value(flags: dict[str, Any], name: str) -> str:
     return "not given" if value is None else " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def of_the_training(given: dict[str, Any]) -> dict[str, Any]:
+def training_flags(given: dict[str, Any]) -> dict[str, Any]:
     """Those flags that a training run cannot go on with other values of."""
-    return {name: value for name, value in sorted(given.items()) if name not in NOT_OF_THE_TRAINING}
+    return {name: value for name, value in sorted(given.items()) if name not in CHANGEABLE_FLAGS}

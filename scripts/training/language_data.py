@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
 from training.classification_data import read_file
+from training.flags import check_limits
 from training.shipped_data import load_address_splits
 
 
@@ -52,9 +53,7 @@ class LanguageModelingDataArguments:
             raise UserError("--validation_file and --test_file need a --train_file.")
         if self.hold_out not in ("random", "classification"):
             raise UserError(f"--hold_out must be random or classification, got {self.hold_out}.")
-        for name in ("max_train_samples", "max_eval_samples"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"--{name} must be 1 or more, got {getattr(self, name)}; leave it out to use all.")
+        check_limits(self, "max_train_samples", "max_eval_samples")
         if not 0 < self.validation_split_percentage < 100:
             raise UserError(
                 f"--validation_split_percentage must be between 1 and 99, got {self.validation_split_percentage}."

@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from common.errors import UserError
-from common.run_record import COMMIT, command, provenance, write_json
+from common.run_record import COMMIT, command, provenance, write_json, write_run
 from training.defaults import SmallModelTrainingArguments
-from training.flags import of_the_training, parse, remember
+from training.flags import parse, training_flags
 from training.language_data import LanguageModelingDataArguments, load_documents, to_chunks
 from training.model_choice import (
     ModelArguments,
@@ -35,7 +35,7 @@ from training.model_choice import (
     load_weights,
     longest_input,
 )
-from training.resuming import Clock, find_checkpoint, resumes, resumes_from_the_last
+from training.resuming import TrainingTimer, find_checkpoint, is_resuming, resumes_from_last_checkpoint, train_and_save
 
 
 @dataclass
@@ -131,7 +131,9 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
             args.output_dir = str(Path(training_args.output_dir) / "compare" / name)
             args.push_to_hub = False
         collator = objective.collator(tokenizer, *extra)
-        records[name] = run_one(objective, model_args, args, variant, tokenizer, chunks, rates, collator, given)
+        records[name] = train_and_evaluate(
+            objective, model_args, args, variant, tokenizer, chunks, rates, collator, given
+        )
     if training_args.process_index == 0:
         report(records, training_args, data_args, chunks, config)
 
@@ -146,7 +148,7 @@ def check_comparison(model_args: ModelArguments, training_args: LanguageModeling
             "--compare_with trains each model from scratch; --model_name_or_path has the weights of one. Name its "
             "configuration by --config_name and its tokenizer by --tokenizer_name instead."
         )
-    if resumes(training_args) and not resumes_from_the_last(training_args):
+    if is_resuming(training_args) and not resumes_from_last_checkpoint(training_args):
         raise UserError(
             "--compare_with: a checkpoint is of one of the models; --resume_from_checkpoint last finds that of each."
         )
@@ -186,7 +188,7 @@ def _sort_net_parameters(config: PreTrainedConfig) -> int:
     return layers * (hidden + config.hidden_size * config.num_key_value_heads * config.max_num_blocks)
 
 
-def run_one(
+def train_and_evaluate(
     objective: Objective,
     model_args: ModelArguments,
     args: LanguageModelingTrainingArguments,
@@ -203,19 +205,19 @@ def run_one(
     Raises:
         UserError: those there are of other flags.
     """
-    kept = Path(args.output_dir) / "scores.json"
-    if args.do_train and resumes(args) and kept.exists():
-        record = json.loads(kept.read_text(encoding="utf-8"))
-        if record.get("flags") != of_the_training(given):
+    scores_file = Path(args.output_dir) / "scores.json"
+    if args.do_train and is_resuming(args) and scores_file.exists():
+        record = json.loads(scores_file.read_text(encoding="utf-8"))
+        if record.get("flags") != training_flags(given):
             raise UserError(
-                f"{kept} is of a run that has ended, with the flags {record.get('flags')}; now they are "
-                f"{of_the_training(given)}. Name another --output_dir, or replace it by --overwrite_output_dir without "
+                f"{scores_file} is of a run that has ended, with the flags {record.get('flags')}; now they are "
+                f"{training_flags(given)}. Name another --output_dir, or replace it by --overwrite_output_dir without "
                 "--resume_from_checkpoint."
             )
         return record
     checkpoint = find_checkpoint(args, args.overwrite_output_dir)
     set_seed(args.seed)
-    started, clock = time.time(), Clock()
+    started, timer = time.time(), TrainingTimer()
     model = load_weights(model_args, objective.auto_class, config)
     trainer = Trainer(
         model=model,
@@ -223,22 +225,18 @@ def run_one(
         train_dataset=chunks["train"],
         eval_dataset=objective.prepare_evaluation(chunks["validation"], tokenizer),
         processing_class=tokenizer,
-        data_collator=_ByMode(collator, objective.evaluation_collator(tokenizer)),
-        callbacks=[clock],
+        data_collator=_CollatorByMode(collator, objective.evaluation_collator(tokenizer)),
+        callbacks=[timer],
         preprocess_logits_for_metrics=lambda logits, labels: objective.count(
             logits[0] if isinstance(logits, tuple) else logits, labels
         ),
         compute_metrics=lambda prediction: _scores(objective, prediction.predictions, rates["validation"]),
     )
     if args.do_train:
-        remember(given, args, resumes(args))
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.save_metrics("train", result.metrics)
-        trainer.save_state()
+        train_and_save(trainer, given, checkpoint)
     record = {"parameters": model.num_parameters(), "config": model.config.to_dict(), "scores": {}}
-    record |= {"commit": COMMIT, "flags": of_the_training(given)}
-    record["train_seconds"] = round(clock.earlier + time.time() - started, 1)
+    record |= {"commit": COMMIT, "flags": training_flags(given)}
+    record["train_seconds"] = round(timer.earlier + time.time() - started, 1)
     parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]
     for part in parts:
         rows = objective.prepare_evaluation(chunks[part], tokenizer)
@@ -249,13 +247,13 @@ def run_one(
         record["sample"] = objective.sample(model, tokenizer, chunks[parts[-1]])
     record["log"] = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
     if trainer.is_world_process_zero():
-        write_json(kept, record)
+        write_json(scores_file, record)
     if args.push_to_hub:
         trainer.push_to_hub()
     return record
 
 
-class _ByMode:
+class _CollatorByMode:
     """One collator for training and one for evaluation, chosen by the rows: those for evaluation have labels already."""
 
     def __init__(self, train: Callable, evaluate: Callable):
@@ -295,8 +293,7 @@ def report(
         "seed": training_args.seed,
         "models": records,
     }
-    for path in filter(None, (Path(training_args.output_dir) / "run.json", training_args.results_file)):
-        write_json(Path(path), run)
+    write_run(run, training_args.output_dir, training_args.results_file)
     rows = {name: record["scores"].get(part, {}) for name, record in records.items()}
     columns = list(next(iter(rows.values())))
     if columns:

@@ -1,16 +1,18 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Going on with an interrupted run, and never over an earlier one by mistake."""
+"""Resuming an interrupted run, and never overwriting an earlier one by mistake."""
 
 import time
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from common.errors import UserError
+from training.flags import record_model_and_data
 
 
-class Clock(TrainerCallback):
+class TrainingTimer(TrainerCallback):
     """
     Adds up the seconds of training over interruptions, and stops with a checkpoint when a deadline has passed.
 
@@ -48,14 +50,14 @@ def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | 
                 "for an evaluation (the model is named by --model_name_or_path), or give --overwrite_output_dir."
             )
         return None
-    if not resumes(training_args):
+    if not is_resuming(training_args):
         if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
             raise UserError(
                 f"--output_dir {output_dir} is not empty. Go on with its run by --resume_from_checkpoint last, replace "
                 "it by --overwrite_output_dir, or name another folder."
             )
         return None
-    if not resumes_from_the_last(training_args):
+    if not resumes_from_last_checkpoint(training_args):
         if not Path(training_args.resume_from_checkpoint).is_dir():
             raise UserError(f"--resume_from_checkpoint: there is no folder {training_args.resume_from_checkpoint}.")
         return training_args.resume_from_checkpoint
@@ -65,11 +67,20 @@ def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | 
     return checkpoint
 
 
-def resumes(training_args: TrainingArguments) -> bool:
+def is_resuming(training_args: TrainingArguments) -> bool:
     """Whether a run is to go on."""
     return training_args.resume_from_checkpoint not in (None, "False", "false")
 
 
-def resumes_from_the_last(training_args: TrainingArguments) -> bool:
+def resumes_from_last_checkpoint(training_args: TrainingArguments) -> bool:
     """Whether it is to go on from the last checkpoint of its own folder."""
     return str(training_args.resume_from_checkpoint).lower() in ("true", "last")
+
+
+def train_and_save(trainer: Trainer, given: dict[str, Any], checkpoint: str | None) -> None:
+    """Trains from the start or from `checkpoint`. Saves the model, its metrics and the Trainer's state."""
+    record_model_and_data(given, trainer.args, is_resuming(trainer.args))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()

@@ -12,12 +12,21 @@ from transformers.utils import logging
 
 import attention_sinkhorn
 import benchmark
-import benchmark_gpu
 import modeling_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking import memory
 from benchmarking import parity as parity_gate
-from benchmarking.models import FLOOR, FULL, MAIN, OURS, PEERS, VOCAB, make, names
+from benchmarking.gpu.operators import other_blocks_at_random
+from benchmarking.models import (
+    FLOOR,
+    FULL_ATTENTION,
+    PEERS,
+    SINKHORN_SOFT,
+    SINKHORN_VARIANTS,
+    VOCAB,
+    make_model,
+    model_names,
+)
 from benchmarking.passes import packed_batch, ragged_batch
 from benchmarking.report import by_length, crossover
 from benchmarking.timing import Timings, predict, time_rounds
@@ -66,7 +75,19 @@ def test_no_speed_without_parity(tmp_path, monkeypatch):
 
 # Training ------------------------------------------------------------------------------------------------------------
 
-TINY = ["--lengths", "64", "128", "--models", MAIN, FULL, "BigBird", "--seconds_per_length", "0", "--minutes", "0"]
+TINY = [
+    "--lengths",
+    "64",
+    "128",
+    "--models",
+    SINKHORN_SOFT,
+    FULL_ATTENTION,
+    "BigBird",
+    "--seconds_per_length",
+    "0",
+    "--minutes",
+    "0",
+]
 TINY += ["--ragged_longest", "64", "--checkpointing_lengths", "128", "--long_length", "512"]
 
 
@@ -82,8 +103,8 @@ def training_record(tmp_path_factory):
 def test_training(training_record):
     record = json.loads(training_record.read_text())
     assert record["complete"] and record["left_out"] == {}
-    assert record["rows"].keys() == {FLOOR, MAIN, FULL, "BigBird"} == record["models"].keys()
-    assert set(record["parity"]) == {MAIN, FULL}
+    assert record["rows"].keys() == {FLOOR, SINKHORN_SOFT, FULL_ATTENTION, "BigBird"} == record["models"].keys()
+    assert set(record["parity"]) == {SINKHORN_SOFT, FULL_ATTENTION}
     for name, cells in record["rows"].items():
         for length in (64, 128):
             cell, floor = cells[str(length)], record["rows"][FLOOR][str(length)]
@@ -102,21 +123,23 @@ def test_training(training_record):
         assert cells["128"]["forward_backward"]["megabytes"] > cells["64"]["forward_backward"]["megabytes"]
         assert record["growth"][name]["forward_backward_megabytes"]["per_1000_tokens"] > 0
     assert record["ran_as"] == {"BigBird": {"64": "original_full", "128": "original_full"}}
-    ratios = {n: by_length(record["rows"][n], "ratio_to_floor") for n in (MAIN, FULL)}
-    assert ratios[MAIN].keys() == {64, 128}
-    assert record["crossover"][FULL] == crossover(ratios[MAIN], ratios[FULL])
-    assert record["crossover"].keys() == {FULL, "BigBird"}
+    ratios = {n: by_length(record["rows"][n], "ratio_to_floor") for n in (SINKHORN_SOFT, FULL_ATTENTION)}
+    assert ratios[SINKHORN_SOFT].keys() == {64, 128}
+    assert record["crossover"][FULL_ATTENTION] == crossover(ratios[SINKHORN_SOFT], ratios[FULL_ATTENTION])
+    assert record["crossover"].keys() == {FULL_ATTENTION, "BigBird"}
 
 
 def test_training_beside_single_rows(training_record):
     record = json.loads(training_record.read_text())
-    assert record["ragged"]["rows"].keys() == {FLOOR, MAIN, FULL}
-    assert record["packed"]["rows"].keys() == {FLOOR, MAIN} == record["packed"]["gain_over_padding"].keys()
-    speeds = [record[batch]["rows"][MAIN]["forward_backward"]["tokens_per_second"] for batch in ("packed", "ragged")]
-    assert record["packed"]["gain_over_padding"][MAIN] == pytest.approx(speeds[0] / speeds[1])
+    assert record["ragged"]["rows"].keys() == {FLOOR, SINKHORN_SOFT, FULL_ATTENTION}
+    assert record["packed"]["rows"].keys() == {FLOOR, SINKHORN_SOFT} == record["packed"]["gain_over_padding"].keys()
+    speeds = [
+        record[batch]["rows"][SINKHORN_SOFT]["forward_backward"]["tokens_per_second"] for batch in ("packed", "ragged")
+    ]
+    assert record["packed"]["gain_over_padding"][SINKHORN_SOFT] == pytest.approx(speeds[0] / speeds[1])
     assert sorted(record["ragged"]["lengths"]) == [8, 16, 24, 32, 40, 48, 56, 64]
     for part in (record["ragged"], record["packed"]):
-        row = part["rows"][MAIN]["forward_backward"]
+        row = part["rows"][SINKHORN_SOFT]["forward_backward"]
         assert row["tokens_per_second"] == pytest.approx(sum(part["lengths"]) / row["seconds"])
     assert record["long"]["plain"]["megabytes"] > record["long"]["checkpointing"]["megabytes"]
     for part in (record["long"], record["checkpointing"]["128"]):
@@ -141,8 +164,8 @@ def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
     benchmark.main()
     resumed = json.loads(results.read_text())
     assert resumed["complete"]
-    assert resumed["rows"][MAIN]["64"] == record["rows"][MAIN]["64"]
-    assert resumed["rows"][MAIN]["128"]["rounds"] == 3
+    assert resumed["rows"][SINKHORN_SOFT]["64"] == record["rows"][SINKHORN_SOFT]["64"]
+    assert resumed["rows"][SINKHORN_SOFT]["128"]["rounds"] == 3
     assert "7.00 (" in capsys.readouterr().out
 
 
@@ -153,9 +176,9 @@ def test_report(training_record, tmp_path, monkeypatch, capsys):
     run_script(monkeypatch, "maintain.py", "report", copy, "--update")
     assert json.loads(copy.read_text()) == record
     printed = capsys.readouterr().out
-    ratio = record["rows"][MAIN]["128"]["forward_backward"]["ratio_to_floor"]
+    ratio = record["rows"][SINKHORN_SOFT]["128"]["forward_backward"]["ratio_to_floor"]
     assert (
-        f"| {ratio:.2f} | <!-- from {copy}: rows.{MAIN}.64.forward_backward.ratio_to_floor; rows.{MAIN}.128."
+        f"| {ratio:.2f} | <!-- from {copy}: rows.{SINKHORN_SOFT}.64.forward_backward.ratio_to_floor; rows.{SINKHORN_SOFT}.128."
         in printed
     )
 
@@ -239,8 +262,8 @@ def other_weights(model):
 
 BUGS = {
     # Which check finds the first three depends on how a layer calls these functions.
-    "no matrix": (attention_sinkhorn, "soft_sort", no_matrix, MAIN, ""),
-    "keys as values": (attention_sinkhorn, "soft_sort", KeysAsValues(), MAIN, ""),
+    "no matrix": (attention_sinkhorn, "soft_sort", no_matrix, SINKHORN_SOFT, ""),
+    "keys as values": (attention_sinkhorn, "soft_sort", KeysAsValues(), SINKHORN_SOFT, ""),
     "other blocks": (attention_sinkhorn, "hard_sort", other_blocks, "sinkhorn hard", ""),
     "leak": (attention_sinkhorn, "causal_sinkhorn_balance", leaky_balance, "causal sinkhorn hard", "later tokens"),
     "no mask": (SinkhornModel, "forward", no_mask, "local", "a row of a padded batch differs"),
@@ -252,9 +275,15 @@ BUGS = {
         "a packed",
     ),
     "more than dense": (SinkhornModel, "forward", more_than_dense, "sortcut", "one block differs from dense"),
-    "no gradient": (attention_sinkhorn, "sinkhorn_balance", no_gradient, MAIN, "SortNet gets no gradient"),
+    "no gradient": (attention_sinkhorn, "sinkhorn_balance", no_gradient, SINKHORN_SOFT, "SortNet gets no gradient"),
     "no sum": (attention_sinkhorn, "sinkhorn_balance", no_sum, "sinkhorn hard", "sort matrices do not sum to 1"),
-    "other weights": (parity_gate, "enable_checkpointing", other_weights, FULL, "checkpointing changes the gradients"),
+    "other weights": (
+        parity_gate,
+        "enable_checkpointing",
+        other_weights,
+        FULL_ATTENTION,
+        "checkpointing changes the gradients",
+    ),
 }
 
 
@@ -276,16 +305,16 @@ def test_parity_gate_fails(bug, monkeypatch):
 )
 def test_parity_gate_compares_implementations(sdpa, message, monkeypatch):
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", sdpa)
-    with pytest.raises(SystemExit, match=f"error: {FULL}: .*{message}.*; no speed is given"):
-        parity_gate.check_all([FULL])
+    with pytest.raises(SystemExit, match=f"error: {FULL_ATTENTION}: .*{message}.*; no speed is given"):
+        parity_gate.check_all([FULL_ATTENTION])
 
 
 def test_parity_gate_moves_blocks(monkeypatch):
     """The check of a forced permutation alone: others, before it, find the same mistakes."""
-    assert all(parity_gate.forced_permutation(name, "cpu") == 0 for name in (MAIN, "sinkhorn hard"))
+    assert all(parity_gate.forced_permutation(name, "cpu") == 0 for name in (SINKHORN_SOFT, "sinkhorn hard"))
     monkeypatch.setattr(attention_sinkhorn, "soft_sort", no_matrix)
     monkeypatch.setattr(attention_sinkhorn, "hard_sort", other_blocks)
-    assert all(parity_gate.forced_permutation(name, "cpu") > 0.1 for name in (MAIN, "sinkhorn hard"))
+    assert all(parity_gate.forced_permutation(name, "cpu") > 0.1 for name in (SINKHORN_SOFT, "sinkhorn hard"))
 
 
 def test_no_training_speed_without_parity(tmp_path, monkeypatch):
@@ -299,36 +328,36 @@ def test_no_training_speed_without_parity(tmp_path, monkeypatch):
 
 
 def test_names():
-    assert names()[0] == FLOOR and sorted(names()) == sorted([FLOOR, *OURS, *PEERS])
+    assert model_names()[0] == FLOOR and sorted(model_names()) == sorted([FLOOR, *SINKHORN_VARIANTS, *PEERS])
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", model_names())
 def test_models_are_of_one_size(name):
     """Longformer has projections for global tokens beside the others, ours a SortNet."""
     try:
-        contestant = make(name, 192)
+        benchmark_model = make_model(name, 192)
     except ImportError as error:
         pytest.skip(str(error))  # the PyPI package, which `make benchmark` alone installs: its name is ours
-    floor, parameters = make(FLOOR, 192).parameters()["without_embeddings"], contestant.parameters()
+    floor, parameters = make_model(FLOOR, 192).parameters()["without_embeddings"], benchmark_model.parameters()
     assert 0.9 * floor < parameters["without_embeddings"] < 1.3 * floor
     assert parameters["all"] - parameters["without_embeddings"] >= VOCAB * 256
-    hidden_states = contestant(torch.randint(5, VOCAB, (1, 192)))
+    hidden_states = benchmark_model(torch.randint(5, VOCAB, (1, 192)))
     assert hidden_states.shape[:2] == (1, 192) and hidden_states.requires_grad
 
 
 def test_floor_has_no_attention():
-    floor = make(FLOOR, 64)
+    floor = make_model(FLOOR, 64)
     tokens = torch.randint(5, VOCAB, (1, 64))
     before = floor(tokens)
     tokens[0, 10] = 5
     changed = (floor(tokens) != before).any(-1)[0]
     assert changed.nonzero().flatten().tolist() == [10]
-    assert floor.parameters() == make(FULL, 64).parameters()
+    assert floor.parameters() == make_model(FULL_ATTENTION, 64).parameters()
 
 
 def test_big_bird_is_sparse_again_after_a_short_row():
     for length, ran_as in ((64, "original_full"), (768, "block_sparse")):
-        big_bird = make("BigBird", length)
+        big_bird = make_model("BigBird", length)
         big_bird(torch.randint(5, VOCAB, (1, length)))
         assert big_bird.ran_as == ran_as
 
@@ -399,7 +428,7 @@ def test_ratios_are_to_the_base_shortly_before(monkeypatch):
         order.append(name)
         return factors[name] * 1.1 ** order.count("base")
 
-    monkeypatch.setattr("benchmark_timing.seconds", seconds)
+    monkeypatch.setattr("benchmarking.timing.seconds", seconds)
     timings = time_rounds(
         {name: name for name in factors}, ragged_batch(1, 8), 0, lambda name: 3, kinds=("forward",), base="base"
     )
@@ -415,9 +444,12 @@ def test_ratios_are_to_the_base_shortly_before(monkeypatch):
 
 
 def test_what_would_take_too_long_is_skipped():
-    slow = {name: {"forward_backward": seconds} for name, seconds in ((FLOOR, 30), (FULL, 26), (MAIN, 24))}
-    assert benchmark.too_slow(slow, 25).keys() == {FULL}
-    costs = {FLOOR: 10, MAIN: 20, FULL: 50, "BERT": 40, "local": 12, "BigBird": 30}
+    slow = {
+        name: {"forward_backward": seconds}
+        for name, seconds in ((FLOOR, 30), (FULL_ATTENTION, 26), (SINKHORN_SOFT, 24))
+    }
+    assert benchmark.too_slow(slow, 25).keys() == {FULL_ATTENTION}
+    costs = {FLOOR: 10, SINKHORN_SOFT: 20, FULL_ATTENTION: 50, "BERT": 40, "local": 12, "BigBird": 30}
     assert benchmark.too_costly(costs, math.inf) == {}
     assert benchmark.too_costly(costs, 125).keys() == {"BERT"}
     assert benchmark.too_costly(costs, 121).keys() == {"BERT", "BigBird"}
@@ -440,7 +472,7 @@ def test_a_process_that_fails_gives_a_reason():
     answer = memory.peak_memory(memory.Task("no such model", 64))
     assert answer["forward"] == {"megabytes": None, "seconds": None}
     assert "ended with code 1" in answer["reason"]
-    assert "took more than 0 s" in memory.peak_memory(memory.Task(MAIN, 64), timeout=0)["reason"]
+    assert "took more than 0 s" in memory.peak_memory(memory.Task(SINKHORN_SOFT, 64), timeout=0)["reason"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
@@ -452,6 +484,6 @@ def test_without_a_gpu(tmp_path, monkeypatch):
 @pytest.mark.parametrize("blocks", [2, 7])
 def test_a_block_reads_another(blocks):
     """The pattern that attention alone is timed on: each block once, and none beside itself."""
-    others = benchmark_gpu._other_blocks(blocks)
+    others = other_blocks_at_random(blocks)
     assert sorted(others.tolist()) == list(range(blocks))
     assert (others != torch.arange(blocks)).all()

@@ -24,8 +24,8 @@ from transformers import (
 import attention_sinkhorn
 import run_experiments
 from experiments import descriptors, plan, report, results, routing, tables
-from experiments.models import PEERS, SINKHORN, make_model, parameters
-from experiments.tasks import Generated, byte_lm, listops, needle, pad, sorting, sotu_qa
+from experiments.models import PEERS, SINKHORN_VARIANTS, make_model, parameters
+from experiments.tasks import GeneratedRows, byte_lm, listops, needle, pad, sorting, sotu_qa
 from experiments.tasks.text import SPECIALS, Encoder
 from helpers import SCRIPTS
 
@@ -42,10 +42,10 @@ def generator() -> np.random.Generator:
 
 
 def test_generated_rows_depend_on_seed_and_place_alone():
-    rows = Generated(5, lambda generator: {"x": int(generator.integers(10**9))}, 0, 1)
-    again = Generated(9, lambda generator: {"x": int(generator.integers(10**9))}, 0, 1)
+    rows = GeneratedRows(5, lambda generator: {"x": int(generator.integers(10**9))}, 0, 1)
+    again = GeneratedRows(9, lambda generator: {"x": int(generator.integers(10**9))}, 0, 1)
     assert [row["x"] for row in rows] == [again[index]["x"] for index in range(5)]
-    other = Generated(5, lambda generator: {"x": int(generator.integers(10**9))}, 1, 1)
+    other = GeneratedRows(5, lambda generator: {"x": int(generator.integers(10**9))}, 1, 1)
     assert not {row["x"] for row in rows} & {row["x"] for row in other}
 
 
@@ -54,7 +54,7 @@ def test_sorting_labels_are_the_sorted_input(generator):
     marks = np.arange(0, 32, 8)
     assert row["input_ids"][marks].tolist() == [11, 12, 13, 14] and (row["labels"][marks] == -100).all()
     values, labels = (np.delete(row[name], marks) for name in ("input_ids", "labels"))
-    assert np.sort(values - sorting.INTEGERS).tolist() == labels.tolist() and len(labels) == 28
+    assert np.sort(values - sorting.FIRST_INTEGER).tolist() == labels.tolist() and len(labels) == 28
     scores = sorting.score(row["labels"][None].clip(min=0), row["labels"][None], None)
     assert scores == {"exact_match": 1.0, "token_accuracy": 1.0, "edit_distance": 0.0}
 
@@ -217,7 +217,7 @@ SMALL = {
 HEADS = [AutoModelForTokenClassification, AutoModelForSequenceClassification, AutoModelForQuestionAnswering]
 
 
-@pytest.mark.parametrize("name", [*SINKHORN, *PEERS])
+@pytest.mark.parametrize("name", [*SINKHORN_VARIANTS, *PEERS])
 @pytest.mark.parametrize("auto_class", HEADS)
 def test_models_have_equal_parameters(name, auto_class):
     """To half the parameters of one more unit in the feed-forward networks."""
@@ -326,7 +326,9 @@ def tiny(tmp_path, monkeypatch):
 
 
 def records_in(folder: Path) -> dict[str, dict]:
-    return {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    """By path below the folder."""
+    paths = sorted(folder.glob("*/*/*.json"))
+    return {path.relative_to(folder).as_posix(): json.loads(path.read_text()) for path in paths}
 
 
 def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
@@ -336,7 +338,7 @@ def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     ]
     assert tiny("--seeds", "0") == 0
     records = records_in(tmp_path / "results")
-    assert list(records) == ["tiny.only.local.seed0.json", "tiny.only.soft.seed0.json"]
+    assert list(records) == ["tiny/only/local.seed0.json", "tiny/only/soft.seed0.json"]
     local, soft = records.values()
     assert soft["commit"] and soft["versions"]["torch"] and soft["machine"]["cpu_cores"]
     assert soft["steps"] == 12 and soft["seed"] == 0 and soft["budget"] == "full" and soft["seconds"] > 0
@@ -347,7 +349,7 @@ def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     assert str(tmp_path) not in json.dumps(records) and str(ROOT) not in json.dumps(records)
     assert not list((tmp_path / "work").iterdir())
 
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert tiny("--seeds", "0,1", "--only", "soft") == 0
     assert "2 runs, of which 1 are done" in capsys.readouterr().out
     assert len(records_in(tmp_path / "results")) == 3
@@ -360,18 +362,18 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
     whole = records_in(tmp_path / "results")[name]
     (tmp_path / "results" / name).unlink()
 
-    from experiments.training import Clock
+    from experiments.training import TrainingTimer
 
     def pull_the_plug(self, args, state, control, **kwargs):
         if state.global_step == 7:
             raise KeyboardInterrupt
         return on_step_end(self, args, state, control, **kwargs)
 
-    on_step_end = Clock.on_step_end
-    monkeypatch.setattr(Clock, "on_step_end", pull_the_plug)
+    on_step_end = TrainingTimer.on_step_end
+    monkeypatch.setattr(TrainingTimer, "on_step_end", pull_the_plug)
     with pytest.raises(KeyboardInterrupt):
         tiny("--only", "soft", "--seeds", "0")
-    monkeypatch.setattr(Clock, "on_step_end", on_step_end)
+    monkeypatch.setattr(TrainingTimer, "on_step_end", on_step_end)
     assert not records_in(tmp_path / "results") and list((tmp_path / "work").rglob("checkpoint-6"))
 
     seen = []
@@ -439,7 +441,7 @@ def test_one_failure_does_not_stop_the_rest(tiny, tmp_path, monkeypatch, capsys)
     (tmp_path / "configs" / "tiny.yaml").write_text(text)
     assert tiny("--seeds", "0") == 1
     assert "there is no model 'nonsense'" in capsys.readouterr().err
-    assert list(records_in(tmp_path / "results")) == ["tiny.only.soft.seed0.json"]
+    assert list(records_in(tmp_path / "results")) == ["tiny/only/soft.seed0.json"]
 
 
 @pytest.mark.parametrize(
@@ -503,10 +505,10 @@ def test_tables_and_figures_come_from_the_records(tiny, tmp_path, monkeypatch):
     values = [record["scores"]["test"]["edit_distance"] for record in records if record["model"] == "soft"]
     assert len(values) == 2 and f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in text
     assert "## Tiny\n\nWords." in text and "12 steps of 4 rows" in text
-    told = json.loads((tmp_path / "results" / "summary.json").read_text())["tiny"]["only"]["soft"]["test"][
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())["tiny"]["only"]["soft"]["test"][
         "edit_distance"
     ]
-    assert told == {
+    assert summary == {
         "mean": pytest.approx(np.mean(values)),
         "std": pytest.approx(np.std(values, ddof=1)),
         "seeds": [0, 1],
@@ -532,9 +534,9 @@ def test_best_and_seeds_in_a_table():
 
 def test_sentences_are_filled_from_the_records():
     runs = [{"condition": "256_two", "model": "soft", "scores": {"test": {"accuracy": v}}} for v in (0.25, 0.75)]
-    assert report.filled("{256_two/soft/test.accuracy} of all", runs) == "0.500 ± 0.354 of all"
+    assert report.fill_in_scores("{256_two/soft/test.accuracy} of all", runs) == "0.500 ± 0.354 of all"
     with pytest.raises(SystemExit, match=r"no run gives \{1/soft/test.accuracy\}"):
-        report.filled("{1/soft/test.accuracy}", runs)
+        report.fill_in_scores("{1/soft/test.accuracy}", runs)
 
 
 def test_the_page_says_what_the_records_say():
@@ -544,8 +546,8 @@ def test_the_page_says_what_the_records_say():
     assert page == report.render(records, figures), "run scripts/maintain.py experiments"
     for path in {path for paths in figures.values() for path in paths}:
         assert (ROOT / "docs" / path).is_file(), f"{path} is missing: run scripts/maintain.py experiments"
-    told = json.loads((ROOT / "results" / "experiments" / "summary.json").read_text(encoding="utf-8"))
-    assert told == results.summary(records), "run scripts/maintain.py experiments"
+    summary = json.loads((ROOT / "results" / "experiments" / "summary.json").read_text(encoding="utf-8"))
+    assert summary == results.summary(records), "run scripts/maintain.py experiments"
 
 
 def test_records_are_of_the_config_files():
@@ -559,4 +561,9 @@ def test_records_are_of_the_config_files():
             conditions=[record["condition"]],
         )
         assert one.settings == record["settings"], f"{one.name} was run with other settings: run it again"
-        assert one.command == record["command"]
+        program, *flags = record["command"]
+        assert program in (
+            "scripts/run_experiments.py",
+            "scripts/experiments/run.py",
+        )  # the second is its earlier name
+        assert flags == one.command[1:]

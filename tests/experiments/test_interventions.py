@@ -24,7 +24,7 @@ IDS = torch.arange(40).view(2, 20) + 3
 
 @torch.no_grad()
 def matrices(model: SinkhornForCausalLM, name: str) -> list[torch.Tensor]:
-    with interventions.sorted_by(interventions.REPLACEMENTS[name]):
+    with interventions.replacing_sort_matrices(interventions.REPLACEMENTS[name]):
         return model(IDS, use_cache=False, output_sort_matrices=True).sort_matrices
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-A task that needs sorting (design section 2.3). Every block is a page: its number over and over, then its answer over and
+A task that needs sorting. Every block is a page: its number over and over, then its answer over and
 over. The first page names another one, and the class is that page's answer, read at the first token. Local attention
 cannot fetch it from another block; each SortNet can learn to, soft and hard.
 

@@ -158,7 +158,7 @@ def test_a_run_that_ended_is_not_taken_for_one_of_other_flags(tmp_path, monkeypa
 
 def test_a_tokenizer_without_padding(tmp_path, monkeypatch):
     """GPT-2's kind; the end of a text is to be predicted too."""
-    from run_clm import PadWithLabels
+    from training.language_modeling import PadWithLabels
     from training.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(SENTENCES * 20, 300, show_progress=False)

@@ -143,7 +143,8 @@ def test_truncation_is_told_and_whole_documents_are_the_default(tmp_path, monkey
 
 
 def test_a_cut_document_keeps_its_special_tokens(monkeypatch):
-    import run_classification
+    from training.classification_inputs import DataTrainingArguments, encode
+    from training.model_choice import longest_input
 
     words = {word: number for number, word in enumerate("[UNK] [CLS] [SEP] [PAD] cats and dogs".split())}
     backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
@@ -151,12 +152,12 @@ def test_a_cut_document_keeps_its_special_tokens(monkeypatch):
     backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512)
     splits = DatasetDict({"train": Dataset.from_dict({"text": ["cats and dogs and cats", "cats"], "label": [0, 1]})})
-    arguments = run_classification.DataTrainingArguments(max_seq_length=4)
-    encoded = run_classification.encode(splits, tokenizer, tiny_config(), arguments)
+    arguments = DataTrainingArguments(max_seq_length=4)
+    encoded = encode(splits, tokenizer, tiny_config(), arguments)
     assert encoded["train"]["input_ids"] == [[1, 4, 5, 2], [1, 4, 2]]
     roberta = RobertaConfig(max_position_embeddings=514)
-    assert run_classification.longest_input(roberta, tokenizer) == 512
-    assert run_classification.longest_input(tiny_config(), tokenizer) is None
+    assert longest_input(roberta, tokenizer) == 512
+    assert longest_input(tiny_config(), tokenizer) is None
 
 
 def test_a_test_file_without_labels_is_predicted(tmp_path, monkeypatch, capsys):
@@ -255,11 +256,11 @@ def test_a_head_for_other_classes(tmp_path, monkeypatch):
 
 
 def test_flags_given(monkeypatch, tmp_path):
-    from training.flags import given_flags, of_the_training
+    from training.flags import given_flags, training_flags
 
     given = given_flags(["--do-train", "--seed=3", "--seeds", "1", "2", "--output_dir", "x"])
     assert given == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"], "output_dir": ["x"]}
-    assert of_the_training(given) == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"]}
+    assert training_flags(given) == {"do_train": [], "seed": ["3"], "seeds": ["1", "2"]}
     settings = {
         "output_dir": str(tmp_path / "out"),
         "train_file": str(write_table(tmp_path / "a.csv")),

@@ -26,7 +26,7 @@ class TaskData:
     facts: dict[str, Any] = field(default_factory=dict)  # for the record
 
 
-class Generated(Dataset):
+class GeneratedRows(Dataset):
     """Rows drawn on demand, each from its own seed: any order and any restart gives the same rows."""
 
     def __init__(self, size: int, make: Callable[[np.random.Generator], dict], *seed: int):
@@ -46,13 +46,13 @@ TRAIN, VALIDATION, TEST = range(3)  # second part of the seed of generated rows
 
 def generated_parts(
     make: Callable[[np.random.Generator], dict], data: dict, seed: int, training: dict
-) -> tuple[Generated, Generated, Generated]:
+) -> tuple[GeneratedRows, GeneratedRows, GeneratedRows]:
     """Training rows, each seen once, and the numbers of validation and test rows that `data` names."""
     rows = training["max_steps"] * training["per_device_train_batch_size"]
     return (
-        Generated(rows, make, seed, TRAIN),
-        Generated(data["validation_rows"], make, seed, VALIDATION),
-        Generated(data["test_rows"], make, seed, TEST),
+        GeneratedRows(rows, make, seed, TRAIN),
+        GeneratedRows(data["validation_rows"], make, seed, VALIDATION),
+        GeneratedRows(data["test_rows"], make, seed, TEST),
     )
 
 
@@ -73,13 +73,13 @@ def pad(rows: list[dict], pad_token_id: int = 0) -> dict[str, Tensor]:
     return batch
 
 
-def first(logits: Any) -> Tensor:
+def first_output(logits: Any) -> Tensor:
     return logits[0] if isinstance(logits, tuple) else logits
 
 
-def chosen(logits: Any, labels: Any) -> Tensor:
+def most_likely_class(logits: Any, labels: Any) -> Tensor:
     """The most likely class, of each row or of each token."""
-    return first(logits).argmax(-1)
+    return first_output(logits).argmax(-1)
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray, rows: Any) -> dict[str, float]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from experiments.tasks import TaskData, first, pad
-from experiments.tasks.imdb import drawn, read
+from experiments.tasks import TaskData, first_output, pad
+from experiments.tasks.imdb import read, shuffled_reviews
 from experiments.tasks.text import BYTE_VOCABULARY, bytes_of
 from training.shipped_data import load_address_splits
 
@@ -42,7 +42,7 @@ def collate(rows: list[dict]) -> dict[str, Tensor]:
 def bits(logits: Any, labels: Tensor) -> Tensor:
     """`(B, L - 1)`: of every byte but the first."""
     losses = torch.nn.functional.cross_entropy(
-        first(logits)[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none"
+        first_output(logits)[:, :-1].float().transpose(1, 2), labels[:, 1:], reduction="none"
     )
     return losses / math.log(2)
 
@@ -79,7 +79,7 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
         # The same held-out addresses for all seeds: their difficulty varies more than models do.
         texts = {part: list(rows["text"]) for part, rows in load_address_splits(0).items()}
     else:
-        reviews = list(drawn(read("unsupervised", imdb_folder), 0, data["documents"])["text"])
+        reviews = list(shuffled_reviews(read("unsupervised", imdb_folder), 0, data["documents"])["text"])
         tenth = len(reviews) // 10
         texts = {"test": reviews[:tenth], "validation": reviews[tenth : 2 * tenth], "train": reviews[2 * tenth :]}
     chunks = {part: chunks_of(documents, length) for part, documents in texts.items()}

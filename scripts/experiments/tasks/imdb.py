@@ -26,7 +26,7 @@ def without_tags(row: dict) -> dict:
     return {"text": row["text"].replace("<br />", "\n")}
 
 
-def drawn(rows: Dataset, seed: int, number: int) -> Dataset:
+def shuffled_reviews(rows: Dataset, seed: int, number: int) -> Dataset:
     """Of rows that are sorted by label."""
     return rows.shuffle(seed=seed).select(range(min(number, len(rows)))).map(without_tags)
 
@@ -34,10 +34,10 @@ def drawn(rows: Dataset, seed: int, number: int) -> Dataset:
 def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:
     """Validation reviews are taken from the official training split; the test reviews are the same for every seed."""
     validation_rows = data["validation_rows"]
-    train = drawn(read("train", imdb_folder), seed, data["train_rows"] + validation_rows)
+    train = shuffled_reviews(read("train", imdb_folder), seed, data["train_rows"] + validation_rows)
     parts = {
         "train": train.select(range(validation_rows, len(train))),
         "validation": train.select(range(validation_rows)),
-        "test": drawn(read("test", imdb_folder), 0, data["test_rows"]),
+        "test": shuffled_reviews(read("test", imdb_folder), 0, data["test_rows"]),
     }
     return classification(parts, data, 2, {"dataset": HUB_NAME})

@@ -12,7 +12,7 @@ import statistics
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
-from experiments.tasks import TaskData, accuracy, chosen, generated_parts, pad
+from experiments.tasks import TaskData, accuracy, generated_parts, most_likely_class, pad
 
 
 OPERATORS = {
@@ -72,7 +72,7 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
         validation=validation,
         tests={"test": test},
         longest=data["max_length"] + 1,
-        reduce=chosen,
+        reduce=most_likely_class,
         score=accuracy,
         collate=pad,
         facts={"train": len(train), "test": len(test), **data},

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Needles in a haystack (design section 2.3). A text is a number of pages. A page has its number and its answer; the first
+Needles in a haystack. A text is a number of pages. A page has its number and its answer; the first
 page instead points to other pages, and the class of the text is the largest of their answers, read at the first token.
 With one pointer it is that page's answer. `causal: true` is the same for decoders: the page that points is the last one, and
 the class is read at the last token.
@@ -12,7 +12,7 @@ mean then says all of it. `written: "once"` writes each once, the rest of a page
 import numpy as np
 from transformers import AutoModelForSequenceClassification
 
-from experiments.tasks import TaskData, accuracy, chosen, generated_parts, pad
+from experiments.tasks import TaskData, accuracy, generated_parts, most_likely_class, pad
 
 
 WORDS = 16  # different ones, which mean nothing
@@ -26,13 +26,13 @@ def draw(generator: np.random.Generator, data: dict) -> dict:
     pointers_from = numbers_from + pages
     answers = generator.integers(classes, size=pages)
     targets = 1 + generator.permutation(pages - 1)[:needles]
-    told = np.stack((numbers_from + np.arange(pages), answers_from + answers), axis=1)
+    marks = np.stack((numbers_from + np.arange(pages), answers_from + answers), axis=1)
     if data["written"] == "over and over":
-        tokens = np.repeat(told, page // 2, axis=1)
+        tokens = np.repeat(marks, page // 2, axis=1)
         tokens[0] = pointers_from + np.sort(np.resize(targets, page))
     else:
         tokens = 1 + generator.integers(WORDS, size=(pages, page))
-        tokens[:, 1:3] = told
+        tokens[:, 1:3] = marks
         tokens[0, 1 : 1 + needles] = pointers_from + targets
     if data.get("causal"):
         tokens = np.roll(tokens, -1, axis=0)
@@ -63,7 +63,7 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
         validation=validation,
         tests={"test": test},
         longest=data["length"],
-        reduce=chosen,
+        reduce=most_likely_class,
         score=accuracy,
         collate=pad,
         facts={"train": len(train), "test": len(test), **data},

@@ -11,20 +11,20 @@ The paper has it as sequence to sequence. Tagging lets every kind of attention t
 import numpy as np
 from transformers import AutoModelForTokenClassification
 
-from experiments.tasks import TEST, Generated, TaskData, chosen, generated_parts, pad
+from experiments.tasks import TEST, GeneratedRows, TaskData, generated_parts, most_likely_class, pad
 
 
-MARKED = 8  # tokens from one mark to the next
-INTEGERS = 1  # token of the integer 0; marks follow on the integers
+MARK_SPACING = 8  # tokens from one mark to the next
+FIRST_INTEGER = 1  # token of the integer 0; marks follow on the integers
 
 
 def draw(generator: np.random.Generator, length: int, integers: int) -> dict[str, np.ndarray]:
     """`length` tokens with their marks; the label of an integer is the one there in sorted order, of a mark none."""
-    marks = length // MARKED
+    marks = length // MARK_SPACING
     values = generator.integers(integers, size=length - marks)
-    opened = INTEGERS + integers + np.arange(marks)
+    opened = FIRST_INTEGER + integers + np.arange(marks)
     return {
-        "input_ids": np.column_stack((opened, INTEGERS + values.reshape(marks, -1))).reshape(-1),
+        "input_ids": np.column_stack((opened, FIRST_INTEGER + values.reshape(marks, -1))).reshape(-1),
         "labels": np.column_stack((np.full(marks, -100), np.sort(values).reshape(marks, -1))).reshape(-1),
     }
 
@@ -57,15 +57,19 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
     length, integers = data["length"], data["integers"]
     train, validation, test = generated_parts(lambda g: draw(g, length, integers), data, seed, training)
     # Rows of another length come from another seed, so that they are not the shorter ones with more behind them.
-    twice = Generated(data["test_rows"], lambda g: draw(g, 2 * length, integers), seed, TEST, 2)
+    twice = GeneratedRows(data["test_rows"], lambda g: draw(g, 2 * length, integers), seed, TEST, 2)
     return TaskData(
         auto_class=AutoModelForTokenClassification,
-        config={"vocab_size": INTEGERS + integers + 2 * length // MARKED, "num_labels": integers, "pad_token_id": 0},
+        config={
+            "vocab_size": FIRST_INTEGER + integers + 2 * length // MARK_SPACING,
+            "num_labels": integers,
+            "pad_token_id": 0,
+        },
         train=train,
         validation=validation,
         tests={"test": test, "twice": twice},
         longest=2 * length,
-        reduce=chosen,
+        reduce=most_likely_class,
         score=score,
         collate=pad,
         facts={"train": len(train), "test": len(test), "length": length, "integers": integers},

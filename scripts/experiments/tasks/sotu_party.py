@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The party of the president who gave a State of the Union address, from a passage of it (`scripts/sotu.py`). No address, or no
+The party of the president who gave a State of the Union address, from a passage of it (`training/shipped_data.py`). No address, or no
 president, is both in training and in the test.
 """
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering
 
-from experiments.tasks import TEST, TRAIN, VALIDATION, Generated, TaskData, pad
+from experiments.tasks import TEST, TRAIN, VALIDATION, GeneratedRows, TaskData, pad
 from training.shipped_data import load_address_splits, split_words
 from training.tokenizer import train_tokenizer
 
@@ -63,8 +63,8 @@ class Passages:
         self.tokenizer, self.data = tokenizer, data
         pieces = (piece for text in texts for piece in split_words(text, data["passage_words"]))
         self.texts = [piece for piece in pieces if len(piece.split()) > data["cue_words"]]
-        told = tokenizer(self.texts, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
-        self.tokens, self.offsets = told["input_ids"], told["offset_mapping"]
+        encoded = tokenizer(self.texts, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+        self.tokens, self.offsets = encoded["input_ids"], encoded["offset_mapping"]
         asked = [questions_on(text, data["cue_words"]) for text in self.texts]
         self.questions = [(index, question) for index, found in enumerate(asked) for question in found]
 
@@ -140,11 +140,11 @@ def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) 
     passages = {part: Passages(documents, tokenizer, data) for part, documents in texts.items()}
 
     def held_out(part: str, stream: int) -> list[dict]:
-        drawn = Generated(data[f"{part}_rows"], lambda generator: {"generator": generator}, seed, stream)
+        drawn = GeneratedRows(data[f"{part}_rows"], lambda generator: {"generator": generator}, seed, stream)
         return [passages[part].draw(drawn[i]["generator"], by_word=i % 2 == 0) for i in range(len(drawn))]
 
     rows = training["max_steps"] * training["per_device_train_batch_size"]
-    train = Generated(rows, passages["train"].draw, seed, TRAIN)
+    train = GeneratedRows(rows, passages["train"].draw, seed, TRAIN)
     validation, test = held_out("validation", VALIDATION), held_out("test", TEST)
     return TaskData(
         auto_class=AutoModelForQuestionAnswering,

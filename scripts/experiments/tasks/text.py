@@ -8,7 +8,7 @@ from datasets import Dataset
 from sklearn.metrics import f1_score
 from transformers import AutoModelForSequenceClassification
 
-from experiments.tasks import TaskData, chosen, pad
+from experiments.tasks import TaskData, most_likely_class, pad
 from training.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
@@ -64,7 +64,7 @@ def classification(parts: dict[str, Dataset], data: dict, num_labels: int, facts
         validation=rows["validation"],
         tests={"test": rows["test"]},
         longest=max(lengths),
-        reduce=chosen,
+        reduce=most_likely_class,
         score=macro_f1,
         collate=pad,
         facts=facts

@@ -1,0 +1,111 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""Metrics, predictions and the record of a classification run."""
+
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from transformers import (
+    Trainer,
+)
+
+from common.run_record import command, provenance, write_run
+from training.baselines import baseline_scores
+from training.classification_data import Task
+
+
+METRICS = Path(__file__).resolve().parents[2] / "metrics"
+
+
+def make_metrics(task: Task):
+    """The name of the metric that picks the best checkpoint, and the function that computes all."""
+    accuracy, f1 = evaluate.load(str(METRICS / "accuracy")), evaluate.load(str(METRICS / "f1"))
+    f1_of_sets = evaluate.load(str(METRICS / "f1"), "multilabel")
+
+    def compute(prediction) -> dict[str, float]:
+        logits, labels = prediction.predictions, prediction.label_ids
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        if task.problem_type == "regression":
+            error = logits.squeeze(-1) - labels
+            return {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
+        if task.problem_type == "multi_label_classification":
+            predicted = (logits > 0).astype(int)
+            scores = {
+                name: f1_of_sets.compute(predictions=predicted, references=labels.astype(int), average=name)["f1"]
+                for name in ("micro", "macro")
+            }
+            return {"micro_f1": scores["micro"], "macro_f1": scores["macro"]}
+        predicted = logits.argmax(-1)
+        return {
+            "accuracy": accuracy.compute(predictions=predicted, references=labels)["accuracy"],
+            "macro_f1": f1.compute(predictions=predicted, references=labels, average="macro")["f1"],
+        }
+
+    names = {"regression": "mse", "multi_label_classification": "micro_f1"}
+    return names.get(task.problem_type, "accuracy"), compute
+
+
+def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
+    """Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels."""
+    result = trainer.predict(data, metric_key_prefix="test")
+    trainer.save_metrics("test", result.metrics)
+    logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
+    logits = torch.from_numpy(logits).float()
+    if trainer.is_world_process_zero():
+        with open(Path(trainer.args.output_dir) / "predict_results.tsv", "w", encoding="utf-8") as file:
+            if task.problem_type == "regression":
+                print("index", "prediction", sep="\t", file=file)
+                for index, value in enumerate(logits.flatten().tolist()):
+                    print(index, f"{value:.6g}", sep="\t", file=file)
+            else:
+                multi_label = task.problem_type == "multi_label_classification"
+                print("index", "prediction", *(f"p({name})" for name in task.label_names), sep="\t", file=file)
+                for index, row in enumerate((logits.sigmoid() if multi_label else logits.softmax(-1)).tolist()):
+                    best = max(range(len(row)), key=row.__getitem__)
+                    predicted = [i for i, share in enumerate(row) if share > 0.5] if multi_label else [best]
+                    names = ",".join(task.label_names[i] for i in predicted)
+                    print(index, names, *(f"{share:.4f}" for share in row), sep="\t", file=file)
+    return {name.removeprefix("test_"): value for name, value in result.metrics.items()}
+
+
+def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:
+    """
+    Writes `run.json`, and prints the model beside the baselines on the test documents, or on validation where those
+    have no labels or are none. One process does it: nothing here may wait for the others.
+    """
+    part = "test" if "test" in metrics and "label" in task.splits["test"].column_names else "validation"
+    scores = {}
+    if task.problem_type == "single_label_classification" and not data_args.skip_baselines:
+        scores = baseline_scores(task.splits, part)
+    score_names = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
+    if part in metrics:
+        values = {name.removeprefix("eval_"): value for name, value in metrics[part].items()}
+        scores["this model"] = {name: values[name] for name in score_names if name in values}
+    run = {
+        **provenance(),
+        "command": command(),
+        "config": trainer.model.config.to_dict(),
+        "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
+        | {name: len(rows) for name, rows in task.splits.items()},
+        "part": part,
+        "scores": scores,
+        "seed": trainer.args.seed,
+        "seconds": round(seconds, 1),
+        "validation": [entry for entry in trainer.state.log_history if "eval_loss" in entry],
+    }
+    write_run(run, trainer.args.output_dir, trainer.args.results_file)
+    if scores:
+        columns = [name for name in score_names if any(name in row for row in scores.values())]
+        width = max(map(len, scores))
+        print(f"\nOn the {len(task.splits[part])} {part} documents:")
+        print(f"| {'':{width}} | " + " | ".join(f"{name:>8}" for name in columns) + " |")
+        print(f"|-{'-' * width}-|" + "".join(f"-{'-' * max(8, len(name))}:|" for name in columns))
+        for label, row in scores.items():
+            cells = (
+                f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns
+            )
+            print(f"| {label:{width}} | " + " | ".join(cells) + " |")
+    if "test" in metrics:
+        print(f"\nThe predictions for the test documents are in {trainer.args.output_dir}/predict_results.tsv")
+    print(f"\nThe model is in {trainer.args.output_dir}; all figures are in {trainer.args.output_dir}/run.json")
