@@ -78,7 +78,9 @@ class BlockLayout(NamedTuple):
     sorted_tables: RotaryTables  # (B or 1, M, b, D) at the assumed position of a softly sorted block
     balanced: Tensor | None  # (B or 1, 1, M, N) pairs of blocks that this pass balances
     allowed: Tensor | None  # (B or 1, 1, M, N) pairs of blocks that sorting may join
-    candidates: Tensor | None  # (B or 1, 1, M, N) those of them that are not local already
+    candidates: (
+        Tensor | None
+    )  # (B or 1, 1, M, N) the allowed ones that are not local already; only for a hard assignment
     sorted_mask: Tensor | None  # (B or 1, M, b) slots of a softly sorted block that hold anything
     local_mask: Tensor | None  # (B or 1, M, 1 or Q, K_local) local slots that a query may see
     earlier_slots: Tensor | None  # (B or 1, M, 1 or Q, N * b) all slots that a query may see; only for a mixture
@@ -357,17 +359,6 @@ def token_layout(config: Any, inputs: LayoutInputs, rotary: Rotary, key_length: 
         earlier = (torch.arange(key_length, device=device) <= query.unsqueeze(-1)).view(1, 1, num_tokens, -1)
         mask = earlier if mask is None else mask & earlier
     return TokenLayout(tables, mask, False, is_real)
-
-
-def documents_of(position_ids: Tensor) -> Tensor | None:
-    """
-    `(B, L)`: the document of each token of packed rows, which begin where positions do not grow; `None` where they
-    always do.
-    """
-    restarts = position_ids.diff(dim=-1) <= 0
-    if not bool(restarts.any()):
-        return None
-    return nn.functional.pad(restarts.long().cumsum(-1), (1, 0))
 
 
 def _check_number_of_blocks(config: Any, num_tokens: int) -> None:

@@ -25,6 +25,10 @@ class RotaryTables(NamedTuple):
     def unsqueeze(self, dim: int) -> "RotaryTables":
         return RotaryTables(self.cos.unsqueeze(dim), self.sin.unsqueeze(dim))
 
+    def rows(self, rows: slice) -> "RotaryTables":
+        """Cuts dimension 1."""
+        return RotaryTables(self.cos[:, rows], self.sin[:, rows])
+
 
 class SinkhornRotaryEmbedding(nn.Module):
     """Rotary position embeddings (RoPE), every variant of `rope_parameters` that the library knows."""

@@ -28,8 +28,8 @@ class SortedBlocks(NamedTuple):
     key: Tensor  # (B, n, G, S * b, D) rotated
     value: Tensor  # (B, n, G, S * b, D)
     mask: Tensor | None  # (B or 1, n, 1 or G, S * b) bool
-    # Where it came from, for maps alone. The first two are None where no map is wanted.
-    matrix: Tensor | None = None  # (B, G, n, N)
+    # Where it came from; only maps read these.
+    matrix: Tensor  # (B, G, n, N)
     choice: HardSort | None = None  # of a hard assignment; None of a soft one
     filled: Tensor | None = None  # (B or 1, N, b) of a soft one, the slots of the sources with tokens; None for all
 
