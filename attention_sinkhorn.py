@@ -111,8 +111,8 @@ class SinkhornBaseAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, maps: bool, is_causal: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """
-        `query` `(*, Q, H, D)`, `key` and `value` `(*, G, K, D)`, `mask` bool `(* or 1, H or 1, Q or 1, K)`. Returns the
-        output `(*, Q, H, D)`, 0 for queries that may see nothing, and with `maps` the weights `(*, H, Q, K)`.
+        `query` `(*, Q, H, D)`, `key` and `value` `(*, G, K, D)`, `mask` bool `(* or 1, H or 1, Q or 1, K)`. Returns
+        the output `(*, Q, H, D)`, 0 for queries that may see nothing, and with `maps` the weights `(*, H, Q, K)`.
         """
         sees_something = None
         if mask is not None:
@@ -282,7 +282,8 @@ class SinkhornAttention(SinkhornBaseAttention):
         mask = self._block_mask(sorted_mask, layout, self.config.num_sorted_blocks if self.sorts else 0)
         return block_attention(query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
 
-    # Attending to keys that are rotated and in place, of whole rows or of a cache ----------------------------------------
+    # Attending to keys that are rotated and in place, of whole rows or of a cache
+    # ----------------------------------------
 
     def attend_to_parts(
         self,
@@ -345,8 +346,8 @@ class SinkhornAttention(SinkhornBaseAttention):
 
     def _block_mask(self, sorted_mask: Tensor | None, layout: BlockLayout, num_sorted: int) -> Tensor | None:
         """
-        Who may see whom in a block: `sorted_mask` `(B or 1, M, 1 or G, S * b)` of `S` sorted blocks and the local mask,
-        `(B or 1, M, 1 or G, 1 or Q, K)`. `None` where nothing is masked.
+        Who may see whom in a block: `sorted_mask` `(B or 1, M, 1 or G, S * b)` of `S` sorted blocks and the local
+        mask, `(B or 1, M, 1 or G, 1 or Q, K)`. `None` where nothing is masked.
         """
         local_mask = None if layout.local_mask is None else layout.local_mask.unsqueeze(2)
         if num_sorted == 0:

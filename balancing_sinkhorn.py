@@ -1,15 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Sinkhorn balancing (Tay et al., ICML 2020, arXiv:2002.11296, section 3.1) in both kinds, as pure functions: sorting logits
-to a sort matrix whose rows sum to 1 and whose columns approach 1, and its causal form.
+Sinkhorn balancing (Tay et al., ICML 2020, arXiv:2002.11296, section 3.1) in both kinds, as pure functions: sorting
+logits to a sort matrix whose rows sum to 1 and whose columns approach 1, and its causal form.
 
 Each kind is written twice. With exponentials in double precision it is sums, products and divisions, and fast. That is
 exact enough where the logits of a row lie within some hundreds of each other; it is checked and used on a CPU alone,
 where reading the answer costs nothing. With logarithms it is exact for all logits. On a GPU
 `triton_balancing_sinkhorn.py` is used where it is supported.
 
-Shape letters: `B` rows of the batch, `G` key/value heads, `N` blocks, `T` iterations; `i` is a destination block, `j` a
-source block.
+Shape letters: `B` rows of the batch, `G` key/value heads, `N` blocks, `T` iterations; `i` is a destination block, `j`
+a source block.
 """
 
 import math
@@ -58,8 +58,8 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
     masked = _mask_logits(logits, allowed)
     if is_triton_supported(logits) and logits.dtype == torch.float32:
         return balance_on_gpu(masked, iterations)
-    # Without a mask the logarithm of any factor of a row or column stays within twice the logits' span plus log N; a mask
-    # may let it grow by a span in each step.
+    # Without a mask the logarithm of any factor of a row or column stays within twice the logits' span plus log N; a
+    # mask may let it grow by a span in each step.
     spans = 2 if allowed is None else 2 * iterations + 2
     if _fits_double_precision(logits, allowed, spans, spans):
         return _BalanceOfExponentials.apply(masked, iterations, allowed is not None)
@@ -68,8 +68,8 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
 
 class _BalanceOfExponentials(torch.autograd.Function):
     """
-    The matrix is `u_i exp(R_ij) v_j`. A row step renews `u` and a column step `v`, each by one product of a vector and the
-    matrix of exponentials. So does each step of the backward pass, for which only those vectors are kept.
+    The matrix is `u_i exp(R_ij) v_j`. A row step renews `u` and a column step `v`, each by one product of a vector and
+    the matrix of exponentials. So does each step of the backward pass, for which only those vectors are kept.
     """
 
     @staticmethod
@@ -94,8 +94,8 @@ class _BalanceOfExponentials(torch.autograd.Function):
         matrix = _exponentials(logits, ctx.masked)
         transposed = matrix.mT.contiguous()
         grad_logits = (matrix * rows[-1].mT).mul_(columns[-1]).mul_(grad.flatten(0, 1))
-        # The exponentials have a gradient from each step: an outer product, for a row step with one of `columns`, for a
-        # column step with one of `rows`. The other vector follows from that of the step after it.
+        # The exponentials have a gradient from each step: an outer product, for a row step with one of `columns`, for
+        # a column step with one of `rows`. The other vector follows from that of the step after it.
         by_columns, by_rows = [-rows[-1] * grad_logits.sum(-1).unsqueeze(1)], []
         vector = torch.bmm(by_columns[0], matrix).mul_(columns[-1]).add_(grad_logits.sum(-2, keepdim=True))
         for row, column, before in zip(rows[-2::-1], columns[:0:-1], columns[-2::-1]):
@@ -242,8 +242,9 @@ class _CausalBalanceOfExponentials(torch.autograd.Function):
             if grad_after is not None:
                 grad_last = grad_after[:, :, len(steps)].flatten(0, 1)
                 grad_sums[:, -1] += (grad_last / last).masked_fill_(last == 0, 0.0)
-            # A row is in its own sum and those of all later rows. Not computed as the whole sum minus the earlier rows:
-            # those of a column that begins with tiny entries are so large that the rest would be lost to rounding.
+            # A row is in its own sum and those of all later rows. Not computed as the whole sum minus the earlier
+            # rows: those of a column that begins with tiny entries are so large that the rest would be lost to
+            # rounding.
             grad_logits.addcmul_(matrix, grad_sums.flip(-2).cumsum_(-2).flip(-2))
             grad_logits.addcmul_(matrix, grad_logits.sum(-1, keepdim=True), value=-1)
         return grad_logits.view_as(logits).to(logits.dtype), None, None, None
@@ -299,7 +300,7 @@ def _fits_double_precision(logits: Tensor, allowed: Tensor | None, spans: int, s
 
 
 def _exponentials(logits: Tensor, masked: bool) -> Tensor:
-    """`(B, G, n, N)` logits to `(B * G, n, N)` in float64, the largest of each row 1, or 0 in a row that allows nothing."""
+    """`(B, G, n, N)` logits to `(B * G, n, N)` in float64, the largest of each row 1; rows that allow nothing 0."""
     logits = logits.flatten(0, 1).to(torch.float64)
     highest = logits.amax(-1, keepdim=True)
     if masked:

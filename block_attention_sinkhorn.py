@@ -1,14 +1,14 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU here,
-for a GPU in `triton_attention_sinkhorn.py`.
+Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU
+here, for a GPU in `triton_attention_sinkhorn.py`.
 
 As operations on whole tensors, block attention moves several copies of its input through main memory, and backward
 keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the processor's cache,
 forward and backward. So nothing of the size of the scores, the joined keys or the gathered blocks is kept.
 
-Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a chunk,
-`K = (S + 1) * b` keys.
+Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a
+chunk, `K = (S + 1) * b` keys.
 """
 
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ class GatheredBlocks(NamedTuple):
 def is_block_attention_supported(query: Tensor) -> bool:
     """
     Whether `block_attention` can be used for such a query `(B, N, b, H, D)`, and is the faster choice: on a CPU in
-    float32 or float64, but not while tracing; on a GPU where its kernels support these sizes, but not in a graph that is
-    exported.
+    float32 or float64, but not while tracing; on a GPU where its kernels support these sizes, but not in a graph that
+    is exported.
     """
     if query.is_cuda:
         return is_query_supported_on_gpu is not None and is_query_supported_on_gpu(query)
@@ -85,8 +85,8 @@ def block_attention(
         key, value: `(B, G, N, b, D)`, not rotated yet; contiguous where blocks are gathered from them.
         tables: `(B or 1, N, b, D)`.
         sorted_blocks: what is sorted next to the blocks; `None` for nothing.
-        mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output for
-            a query that may see nothing is finite, and has no meaning.
+        mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output
+            for a query that may see nothing is finite, and has no meaning.
 
     Returns:
         `(B, N, b, H, D)`.
@@ -137,8 +137,8 @@ class _BlockAttention(torch.autograd.Function):
             chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
             torch.bmm(weights.mT, upstream, out=grad_values)
             torch.bmm(upstream, values.mT, out=grad_weights)
-            # Buffers are reused, so that all of this stays in the processor's cache. So is the gradient of the softmax,
-            # which torch writes in place only by this operator, not by a public function.
+            # Buffers are reused, so that all of this stays in the processor's cache. So is the gradient of the
+            # softmax, which torch writes in place only by this operator, not by a public function.
             grad_scores = torch.ops.aten._softmax_backward_data.out(
                 grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
             )

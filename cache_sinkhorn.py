@@ -191,7 +191,7 @@ class _BlockStates:
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
-        """Size of the ring of recent inputs, with new tokens. While recording, nothing since the last `crop` is dropped."""
+        """Size of the ring of recent inputs, with new tokens. While recording it drops nothing since the last `crop`."""
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 
@@ -317,8 +317,8 @@ class _BlockStates:
         if bool(gone.any()):
             raise RuntimeError(
                 "`crop` goes back further than the cache kept the inputs that sorting needs. Call "
-                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a multiple "
-                f"of the block size ({self.block_size} tokens)."
+                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a "
+                f"multiple of the block size ({self.block_size} tokens)."
             )
 
     # Rows of the batch ----------------------------------------------------------------------------------------------

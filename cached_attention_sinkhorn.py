@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Attention on blocks for new tokens that continue a cache (design section 3). A step of one token reads the open block, its
-local blocks and what the cache holds of the sorted ones; the sort matrix gets a row only where a block opens.
+Attention on blocks for new tokens that continue a cache (design section 3). A step of one token reads the open block,
+its local blocks and what the cache holds of the sorted ones; the sort matrix gets a row only where a block opens.
 
 Shape letters as in `layout_sinkhorn.py`, and `E` hidden size. Where a function takes `attention`, it is the layer's
 `SinkhornAttention`.

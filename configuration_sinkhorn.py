@@ -21,9 +21,10 @@ LAYER_TYPES = (
     "local_attention",
     "full_attention",
 )
-# The library reads some saved configurations through its base class (the Trainer does so when it resumes, and tokenizers
-# do), whose `validate_layer_type` knows a closed list of names and has no way to register others. Nor can the field have
-# another name: `DynamicCache` and `StaticCache` choose their layers by `layer_types`. So the list is extended.
+# The library reads some saved configurations through its base class (the Trainer does so when it resumes, and
+# tokenizers do), whose `validate_layer_type` knows a closed list of names and has no way to register others. Nor can
+# the field have another name: `DynamicCache` and `StaticCache` choose their layers by `layer_types`. So the list is
+# extended.
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
     dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
 )
@@ -115,9 +116,9 @@ class SinkhornConfig(PreTrainedConfig):
             Causal attention and causal sorting.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: for a value or a combination that cannot work; it names the field
-        and says what to change. `ValueError` for a wrong number of layers or labels, or a wrong `dtype`. From a file,
-        `SinkhornConfigError`, which is both, and names the file too.
+        `huggingface_hub.errors.StrictDataclassError`: for a value or a combination that cannot work; it names the
+        field and says what to change. `ValueError` for a wrong number of layers or labels, or a wrong `dtype`. From a
+        file, `SinkhornConfigError`, which is both, and names the file too.
 
     Example:
 
@@ -291,8 +292,8 @@ class SinkhornConfig(PreTrainedConfig):
             )
         if self.is_decoder and "sortcut_attention" in self.layer_types:
             raise ValueError(
-                "`layer_types` holds 'sortcut_attention' in a decoder (`is_decoder=True`): its queries would see later "
-                "tokens. Use 'sinkhorn_attention', or `is_decoder=False`."
+                "`layer_types` holds 'sortcut_attention' in a decoder (`is_decoder=True`): its queries would see "
+                "later tokens. Use 'sinkhorn_attention', or `is_decoder=False`."
             )
 
     def validate_architecture(self) -> None:
@@ -362,7 +363,8 @@ class SinkhornConfig(PreTrainedConfig):
             )
         if self.sinkhorn_iterations > LARGEST["sinkhorn_iterations"]:
             raise ValueError(
-                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got {self.sinkhorn_iterations}."
+                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got "
+                f"{self.sinkhorn_iterations}."
             )
         if not 1e-6 <= self.sinkhorn_temperature <= 1e6:  # beyond, the logits overflow
             raise ValueError(f"`sinkhorn_temperature` must be above 0 (1e-6 to 1e6), got {self.sinkhorn_temperature}.")
@@ -382,8 +384,8 @@ class SinkhornConfig(PreTrainedConfig):
         """The library only warns of wrong RoPE parameters, and fails later: here the frequencies are computed once."""
         if self.rope_parameters.get("partial_rotary_factor", 1) != 1:
             raise ValueError(
-                f"`rope_parameters` hold a `partial_rotary_factor` of {self.rope_parameters['partial_rotary_factor']}, "
-                "but all of a head is rotated here: leave it out."
+                f"`rope_parameters` hold a `partial_rotary_factor` of "
+                f"{self.rope_parameters['partial_rotary_factor']}, but all of a head is rotated here: leave it out."
             )
         try:
             rope_type, theta = self.rope_parameters["rope_type"], float(self.rope_parameters["rope_theta"])

@@ -3,8 +3,8 @@
 What a forward refuses, and what it learns from its inputs before it runs: each error says what to give instead.
 
 On a GPU each value that is read here waits for the device, and while tracing none may be read. In eager mode there are
-these: whether a mask masks anything (as the library's own mask functions ask too), whether given positions start again,
-and whether the mask of a cache is still the one it was filled with.
+these: whether a mask masks anything (as the library's own mask functions ask too), whether given positions start
+again, and whether the mask of a cache is still the one it was filled with.
 """
 
 from collections.abc import Collection
@@ -55,15 +55,15 @@ def check_mask(attention_mask: Tensor | None, batch: int, num_tokens: int, past_
     if attention_mask.dim() != 2 or (not is_tracing(attention_mask) and attention_mask.shape != expected):
         in_cache = f" of each row, the {past_length} in the cache included" if past_length else " of each row"
         raise ValueError(
-            f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input needs {expected}: one 0 (padding) "
-            f"or 1 per token{in_cache}."
+            f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input needs {expected}: one 0 "
+            f"(padding) or 1 per token{in_cache}."
         )
     if is_tracing(attention_mask):
         return attention_mask  # what is read below would be a constant of the graph
     if attention_mask.is_floating_point() and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
         raise ValueError(
-            "`attention_mask` holds numbers other than 0 (padding) and 1: give what the tokenizer gives, not a mask to be "
-            "added to scores."
+            "`attention_mask` holds numbers other than 0 (padding) and 1: give what the tokenizer gives, not a mask "
+            "to be added to scores."
         )
     return None if bool(attention_mask.all()) else attention_mask
 

@@ -1,10 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The layout of the batch of one forward pass, made once and read by every layer: the block grid, rotary tables, and which
-tokens may see which. A pass reads either whole rows, or new tokens that continue a cache.
+The layout of the batch of one forward pass, made once and read by every layer: the block grid, rotary tables, and
+which tokens may see which. A pass reads either whole rows, or new tokens that continue a cache.
 
-Shape letters as in `sorting_sinkhorn.py`; `M` blocks of new tokens, `Q` their slots (`b`, or 1 in a step of one token),
-`H` query heads, `K` keys that a block attends to.
+Shape letters as in `sorting_sinkhorn.py`; `M` blocks of new tokens, `Q` their slots (`b`, or 1 in a step of one
+token), `H` query heads, `K` keys that a block attends to.
 """
 
 from collections.abc import Callable
@@ -316,7 +316,8 @@ def _grid_of_new_tokens(is_real: Tensor, offset: Tensor, b: int, plain: bool) ->
         plain: whether there is no padding, and no block open.
 
     Returns:
-        The grid; `(B, M, Q)` bool, its slots that hold a new token; `(B or 1, 1, Q)`, the slots' places in their blocks.
+        The grid; `(B, M, Q)` bool, its slots that hold a new token; `(B or 1, 1, Q)`, the slots' places in their
+        blocks.
     """
     batch, num_tokens = is_real.shape
     if num_tokens == 1:  # a block of one slot, so that a step does the work of one token
@@ -383,9 +384,9 @@ def _has_mixture(config: Any) -> bool:
 
 def _rotary_tables(config: Any, rotary: Rotary, positions: Tensor) -> tuple[RotaryTables, RotaryTables]:
     """
-    Tables at `positions` `(B or 1, M, Q)`, and at those that softly sorted blocks are assumed to have. A mixed block has
-    no position of its own: it is placed where the block that it is sorted to begins, in a decoder directly before the
-    local blocks.
+    Tables at `positions` `(B or 1, M, Q)`, and at those that softly sorted blocks are assumed to have. A mixed block
+    has no position of its own: it is placed where the block that it is sorted to begins, in a decoder directly before
+    the local blocks.
     """
     b = config.block_size
     sorted_positions = positions[..., :1] + torch.arange(b, device=positions.device)

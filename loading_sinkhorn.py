@@ -158,8 +158,8 @@ class WrongShapes(LoadingRefused, RuntimeError):
 
 def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, info: Any) -> None:
     """
-    Refuses what the library would replace by random numbers, before it does so, and numbers that are not finite. A head
-    may be new where the files belong to another class, as when fine-tuning begins.
+    Refuses what the library would replace by random numbers, before it does so, and numbers that are not finite. A
+    head may be new where the files belong to another class, as when fine-tuning begins.
 
     Raises:
         `WrongShapes`, `WrongWeights`: naming file, tensor and what to do.
@@ -169,8 +169,8 @@ def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, inf
     if info.mismatched_keys and not load_config.ignore_mismatched_sizes:
         shapes = (f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info.mismatched_keys)
         raise WrongShapes(
-            f"The weights in {source} are not of the shapes that the configuration asks for: {_first_names(shapes)}. {cure}; or "
-            "initialise these tensors with random numbers by `ignore_mismatched_sizes=True`."
+            f"The weights in {source} are not of the shapes that the configuration asks for: {_first_names(shapes)}. "
+            f"{cure}; or initialise these tensors with random numbers by `ignore_mismatched_sizes=True`."
         )
     missing = set(info.missing_keys)
     for target, tied in model.all_tied_weights_keys.items():
@@ -182,9 +182,9 @@ def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, inf
         missing = {name for name in missing if name.startswith(f"{model.base_model_prefix}.")}
     if missing:
         raise WrongWeights(
-            f"{source} lacks {_first_names(missing)}, which {type(model).__name__} needs; they would be random numbers. {cure}. "
-            "To begin with random numbers on purpose, make the model from its configuration, and call "
-            "`load_state_dict(..., strict=False)`."
+            f"{source} lacks {_first_names(missing)}, which {type(model).__name__} needs; they would be random "
+            f"numbers. {cure}. To begin with random numbers on purpose, make the model from its configuration, and "
+            "call `load_state_dict(..., strict=False)`."
         )
     if load_config.hf_quantizer is None:
         _check_numbers(model, files)
@@ -204,8 +204,8 @@ def _check_numbers(model: PreTrainedModel, files: list[str]) -> None:
     for name, tensor in state.items():
         if not _is_finite(tensor):
             raise WrongWeights(
-                f"{file_of.get(name, files[0])}: {name} holds NaN or infinity (in {tensor.dtype}). The training run that "
-                "wrote it diverged, or the file is damaged, or its numbers need another `dtype`."
+                f"{file_of.get(name, files[0])}: {name} holds NaN or infinity (in {tensor.dtype}). The training run "
+                "that wrote it diverged, or the file is damaged, or its numbers need another `dtype`."
             )
 
 

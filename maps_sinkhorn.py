@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Attention maps: the weight that each query gave to each token of the text, also through the sorting. Weights on slots of
-sorted and local blocks are brought back to the tokens that they came from.
+Attention maps: the weight that each query gave to each token of the text, also through the sorting. Weights on slots
+of sorted and local blocks are brought back to the tokens that they came from.
 
 Shape letters as in `layout_sinkhorn.py`.
 """

@@ -96,8 +96,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
         """
         Args:
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
-            attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it is; with a cache, for the tokens in
-                it too. Padding changes nothing.
+            attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it is; with a cache, for the tokens
+                in it too. Padding changes nothing.
             position_ids: `(B, L)` or `(1, L)`, of these tokens only; by default the rank of each token among the real
                 tokens of its row. Without a mask and a cache, a position that is no larger than the one before it
                 begins a new document (packed rows, as `DataCollatorWithFlattening` makes them): documents do not see
@@ -178,8 +178,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
             return None
         if self.training and self.gradient_checkpointing and past_key_values is not None:
             raise ValueError(
-                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it out "
-                "(`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or `model.eval()`."
+                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it "
+                "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or `model.eval()`."
             )
         # Training reads whole rows: a cache would only cost.
         if past_key_values is None and use_cache and not self.training:
@@ -222,8 +222,8 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         **kwargs: Unpack[TransformersKwargs],
     ) -> SinkhornCausalLMOutput:
         """
-        `labels` `(B, L)`: the tokens themselves, -100 where none is to be predicted; each is predicted from those before
-        it. `logits_to_keep`: how many last tokens to compute logits for, or which; 0 for all. Returns `logits`
+        `labels` `(B, L)`: the tokens themselves, -100 where none is to be predicted; each is predicted from those
+        before it. `logits_to_keep`: how many last tokens to compute logits for, or which; 0 for all. Returns `logits`
         `(B, L, vocab_size)`.
         """
         outputs = self.model(
@@ -314,16 +314,16 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> SinkhornSequenceClassifierOutput:
         """
-        `labels`: `(B,)` classes, `(B, num_labels)` floats for several labels, or `(B,)` or `(B, num_labels)` floats for
-        a regression (`config.problem_type`). Returns `logits` `(B, num_labels)`.
+        `labels`: `(B,)` classes, `(B, num_labels)` floats for several labels, or `(B,)` or `(B, num_labels)` floats
+        for a regression (`config.problem_type`). Returns `logits` `(B, num_labels)`.
 
         Without an `attention_mask`, tokens equal to `config.pad_token_id` count as real.
         """
         if position_ids is not None and attention_mask is None and past_key_values is None:
             if packed_documents(position_ids) is not None:
                 raise ValueError(
-                    "`position_ids` start again, so a row holds several documents, but this model gives one prediction a "
-                    "row: give each document a row of its own, with an `attention_mask`."
+                    "`position_ids` start again, so a row holds several documents, but this model gives one "
+                    "prediction a row: give each document a row of its own, with an `attention_mask`."
                 )
         outputs = self.model(
             input_ids,
@@ -338,8 +338,8 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         if past_key_values is not None and past_key_values.get_seq_length() > num_tokens:
             if self.config.pooling != "last":
                 raise ValueError(
-                    f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not here: "
-                    "give the whole document, or use a model with `classifier_pooling='last'`."
+                    f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not "
+                    "here: give the whole document, or use a model with `classifier_pooling='last'`."
                 )
             attention_mask = None if attention_mask is None else attention_mask[:, -num_tokens:]
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
@@ -410,7 +410,7 @@ class SinkhornForQuestionAnswering(SinkhornPreTrainedModel):
         end_positions: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SinkhornQuestionAnsweringOutput:
-        """`start_positions`, `end_positions` `(B,)`: tokens. Returns `start_logits` and `end_logits`, `(B, L)` each."""
+        """`start_positions`, `end_positions` `(B,)`: tokens. Returns `start_logits`, `end_logits`, `(B, L)` each."""
         outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
         start_logits, end_logits = (
             ends.contiguous() for ends in self.qa_outputs(outputs.last_hidden_state).unbind(-1)

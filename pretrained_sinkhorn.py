@@ -40,13 +40,13 @@ class SinkhornPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """
-        As the library's, but a bad file is refused with an error that names it, and missing tensors are not replaced by
-        random numbers. Pickled weights need `use_safetensors=False`.
+        As the library's, but a bad file is refused with an error that names it, and missing tensors are not replaced
+        by random numbers. Pickled weights need `use_safetensors=False`.
 
         Raises:
             `OSError`: a file is missing, damaged, or pickled.
-            `ValueError`: the weights lack a tensor that is not part of a new head, or hold NaN or infinity; or no model
-                can be made of config.json.
+            `ValueError`: the weights lack a tensor that is not part of a new head, or hold NaN or infinity; or no
+                model can be made of config.json.
             `RuntimeError`: a tensor has another shape than the configuration says (unless
                 `ignore_mismatched_sizes=True`).
         """

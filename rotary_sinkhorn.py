@@ -44,7 +44,7 @@ class SinkhornRotaryEmbedding(nn.Module):
         self.original_inv_freq = nn.Buffer(inv_freq.clone(), persistent=False)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "SinkhornRotaryEmbedding":
-        """Keeps the dtype of the frequencies under `model.to(dtype)`: rounded ones give wrong phases far into a text."""
+        """Keeps the dtype of frequencies under `model.to(dtype)`: rounded ones give wrong phases far into a text."""
         kept = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in kept.items():

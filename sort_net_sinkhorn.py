@@ -82,7 +82,8 @@ class SinkhornSortNet(nn.Module):
     def features(self, descriptors: Tensor, means: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """
         What is compared of each block: as a destination, from its descriptor, and as a source, from its mean, both
-        `(B, N, E)`. Returns `(B, N, G * D)` twice, or logits for all sources, `(B, N, G * max_num_blocks)`, and `None`.
+        `(B, N, E)`. Returns `(B, N, G * D)` twice, or logits for all sources, `(B, N, G * max_num_blocks)`, and
+        `None`.
         """
         same = descriptors is means
         descriptors = descriptors.to(dtype)

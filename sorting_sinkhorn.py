@@ -93,8 +93,8 @@ def document_lengths(document: Tensor) -> Tensor:
 
 def packed_grid(document: Tensor, block_size: int) -> BlockGrid:
     """
-    The grid of rows that hold several documents end to end: each begins with a new block, so that it has the same blocks
-    as alone.
+    The grid of rows that hold several documents end to end: each begins with a new block, so that it has the same
+    blocks as alone.
 
     Args:
         document: `(B, L)`, the number of the document of each token, from 0 on in each row, in order.
@@ -293,8 +293,8 @@ class HardSort(NamedTuple):
 
 def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: int) -> HardSort:
     """
-    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5). Of those that are equal
-    except for rounding, as blocks of the same text are, the first: otherwise a row could depend on its padding.
+    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5). Of those that are
+    equal except for rounding, as blocks of the same text are, the first: otherwise a row could depend on its padding.
 
     Args:
         sort_matrix: `(B, G, n, N)`.
@@ -302,7 +302,8 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     """
     candidates = candidates.expand_as(sort_matrix)
     scores = sort_matrix.detach().masked_fill(~candidates, -1.0)
-    # Padded to at least that many places, even without as many candidates. A graph for any length cannot compare sizes.
+    # Padded to at least that many places, even without as many candidates. A graph for any length cannot compare
+    # sizes.
     missing = num_sorted_blocks - (1 if torch.compiler.is_compiling() else sort_matrix.shape[-1])
     if missing > 0:
         scores, sort_matrix = (
@@ -355,7 +356,7 @@ def local_offsets(num_local_blocks: int, causal: bool) -> range:
 
 
 def local_window(blocks: Tensor, offsets: range) -> Tensor:
-    """`(B, N, b, ...)` blocks to `(B, N, len(offsets) * b, ...)`: each block's neighbours in a row, 0 past the ends."""
+    """`(B, N, b, ...)` blocks to `(B, N, len(offsets) * b, ...)`: each block and its neighbours, 0 past the ends."""
     if len(offsets) == 1:
         return blocks
     return torch.cat([_shift_blocks(blocks, offset) for offset in offsets], dim=2)

@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Block attention on a GPU, in Triton: one kernel forward and three backward, which rotate, gather and attend in registers.
-Of the scores they keep no more than the logarithm of each softmax's denominator. What they compute is defined by the
-torch path of `attention_sinkhorn.py`.
+Block attention on a GPU, in Triton: one kernel forward and three backward, which rotate, gather and attend in
+registers. Of the scores they keep no more than the logarithm of each softmax's denominator. What they compute is
+defined by the torch path of `attention_sinkhorn.py`.
 
 Shape letters as in `block_attention_sinkhorn.py`.
 """
@@ -96,7 +96,7 @@ def _attend(
     mixed_sin: Tensor | None,
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the logarithm of the softmax's denominator `(B, N, H, b)`. `key` and `value` `(B, N, b, G, D)`."""
+    """The output, and the logarithm of the denominator of the softmax `(B, N, H, b)`. `key`, `value` `(B, N, b, G, D)`."""
     output, denominators = torch.empty_like(query), _denominators_like(query)
     batch, num_blocks, _, heads, _ = query.shape
     tensors, sizes = _arguments(query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin)
@@ -378,7 +378,7 @@ def _attend_key_grad(
     GATHERED: tl.constexpr, NUM_SORTED: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """One program per block and key/value head: of its own keys and values, or of one of the sorted blocks next to it."""
+    """One program per block and key/value head: of its own keys and values, or those of one of its sorted blocks."""
     HALF: tl.constexpr = WIDTH // 2
     TILES: tl.constexpr = 1 if OWN else NUM_SORTED
     REPEATS: tl.constexpr = HEADS // GROUPS

@@ -1,10 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Balancing of sort matrices on a GPU, in both kinds, in Triton: one kernel for up to 128 blocks, one per half-step beyond
-that, and a scan along the rows for the causal kind. What they compute is defined by `balancing_sinkhorn.py`.
+Balancing of sort matrices on a GPU, in both kinds, in Triton: one kernel for up to 128 blocks, one per half-step
+beyond that, and a scan along the rows for the causal kind. What they compute is defined by `balancing_sinkhorn.py`.
 
-In both directions `log P = R - row - column`, where a row step renews `row` and a column step `column`. Shape letters as there;
-`M = B * G` matrices.
+In both directions `log P = R - row - column`, where a row step renews `row` and a column step `column`. Shape letters
+as there; `M = B * G` matrices.
 """
 
 import torch
@@ -275,8 +275,8 @@ def _logits_grad(
 
 def balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[Tensor, Tensor]:
     """
-    `causal_sinkhorn_balance` of `(B, G, N, N)` float32 logits of whole rows, minus infinity where a pair is not allowed.
-    Backward keeps the logits alone, and computes the rest again.
+    `causal_sinkhorn_balance` of `(B, G, N, N)` float32 logits of whole rows, minus infinity where a pair is not
+    allowed. Backward keeps the logits alone, and computes the rest again.
 
     Returns:
         The balanced matrix, rows that allow nothing 0; and the logarithms of the columns' sums after the last row,
@@ -392,8 +392,8 @@ def _accumulate_columns(logits, rows, result, sums, num_blocks, sums_stride, CAP
 @triton.jit
 def _rescale_and_add(later_sum, later, own_sum, own):
     """
-    Adds gradients that are relative to the column's sum in some row: those of later rows, rescaled to a row, and its own.
-    Rows that take no part have the sum minus infinity.
+    Adds gradients that are relative to the column's sum in some row: those of later rows, rescaled to a row, and its
+    own. Rows that take no part have the sum minus infinity.
     """
     total = tl.where(own_sum == float("-inf"), later_sum, own_sum)
     share = tl.where(later_sum == float("-inf"), 0.0, tl.exp(total - later_sum))
@@ -406,8 +406,9 @@ def _causal_step_grad(
 ):  # fmt: skip
     """
     Backward of one iteration, for a few columns, from the last row to the first, up to the division by rows, which the
-    iteration before completes. `upstream` is what the next iteration left for this one. With `y` the entries divided by
-    their rows and `c` their columns' sums: `z = y - c`, and `y` of row `k` has the share `exp(y[k] - c[i])` in `c[i]`.
+    iteration before completes. `upstream` is what the next iteration left for this one. With `y` the entries divided
+    by their rows and `c` their columns' sums: `z = y - c`, and `y` of row `k` has the share `exp(y[k] - c[i])` in
+    `c[i]`.
     """
     number = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * CAUSAL_COLUMNS + tl.arange(0, CAUSAL_COLUMNS)

@@ -24,13 +24,13 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 import attention_sinkhorn
 import balancing_sinkhorn
-from attention_sinkhorn import apply_rotary
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking.models import BLOCK, FLOOR, FULL, HEADS, HIDDEN, MAIN, OURS, make, sinkhorn_config
 from benchmarking.passes import BOTH, FORWARD, PASSES, prepare, ragged_batch, run, single_row
-from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention
+from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention
 from common.run_record import command, provenance, write_json
 from modeling_sinkhorn import SinkhornModel
+from rotary_sinkhorn import RotaryTables, apply_rotary
 from sorting_sinkhorn import gather_blocks
 
 
@@ -68,13 +68,13 @@ def main() -> None:
 @contextlib.contextmanager
 def kernels(used: bool) -> Iterator[None]:
     """With the kernels for a GPU, or with torch's operations alone."""
-    before = attention_sinkhorn.fits, balancing_sinkhorn.runs_on
+    before = attention_sinkhorn.is_block_attention_supported, balancing_sinkhorn.is_triton_supported
     if not used:
-        attention_sinkhorn.fits = balancing_sinkhorn.runs_on = lambda x: False
+        attention_sinkhorn.is_block_attention_supported = balancing_sinkhorn.is_triton_supported = lambda x: False
     try:
         yield
     finally:
-        attention_sinkhorn.fits, balancing_sinkhorn.runs_on = before
+        attention_sinkhorn.is_block_attention_supported, balancing_sinkhorn.is_triton_supported = before
 
 
 def milliseconds(call: Callable[[], Any], seconds: float) -> float:
@@ -246,7 +246,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
     own = [x.permute(0, 3, 1, 2, 4) for x in (key, value)]
     mixed = [random(1, HEADS, *size, WIDTH) for _ in "kv"]
     angles = torch.rand(1, *size, WIDTH // 2, device="cuda").repeat(1, 1, 1, 2)
-    tables = Rotation(angles.cos().bfloat16(), angles.sin().bfloat16())
+    tables = RotaryTables(angles.cos().bfloat16(), angles.sin().bfloat16())
     index = torch.stack([_other_blocks(blocks) for _ in range(HEADS)]).view(1, HEADS, blocks, 1).to("cuda")
     weight = torch.ones(index.shape, device="cuda").requires_grad_()
     scaling = WIDTH**-0.5
@@ -256,14 +256,17 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         x = apply_rotary(x, tables.cos.unsqueeze(3), tables.sin.unsqueeze(3))
         return x.flatten(1, 2).transpose(1, 2)
 
-    def by_blocks(beside: Mixed | Gathered) -> Tensor:
+    def by_blocks(sorted_blocks: MixedBlocks | GatheredBlocks) -> Tensor:
         """As `SinkhornAttention` does without kernels."""
         local_key = apply_rotary(own[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
-        if isinstance(beside, Mixed):
+        if isinstance(sorted_blocks, MixedBlocks):
             keys = apply_rotary(mixed[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
             values = mixed[1]
         else:
-            gathered = (gather_blocks(beside.index, x) * beside.weight[..., None, None] for x in (local_key, own[1]))
+            gathered = (
+                gather_blocks(sorted_blocks.index, x) * sorted_blocks.weight[..., None, None]
+                for x in (local_key, own[1])
+            )
             keys, values = (x.flatten(3, 4).to(x.dtype) for x in gathered)
         keys, values = (
             torch.cat((x, y), dim=3).transpose(1, 2).flatten(0, 1).to(query.dtype)
@@ -294,7 +297,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         values = value.flatten(1, 2).transpose(1, 2)
         return compiled(turned(query), turned(key), values, scale=scaling)
 
-    soft, hard = Mixed(*mixed, tables), Gathered(index, weight)
+    soft, hard = MixedBlocks(*mixed, tables), GatheredBlocks(index, weight)
     calls = {
         "soft": (lambda: block_attention(query, *own, tables, soft, None, scaling), [query, key, value, *mixed], 2),
         "soft, without kernels": (lambda: by_blocks(soft), [query, key, value, *mixed], 2),
