@@ -192,10 +192,11 @@ class SinkhornConfig(PreTrainedConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> "SinkhornConfig":
-        """As the library's. Errors of `from_dict` name the file."""
-        # As `AutoConfig` does, which calls `from_dict` itself.
-        name = str(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **{"name_or_path": name, **kwargs})
+        """As the library's. The errors of `from_dict` name the file too."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except SinkhornConfigError as error:
+            raise SinkhornConfigError(f"{pretrained_model_name_or_path}: {error}") from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -227,7 +228,7 @@ class SinkhornConfig(PreTrainedConfig):
         Raises:
             `SinkhornConfigError`: for any wrong field, with the name of the file.
         """
-        name = kwargs.get("name_or_path") or "a dict"
+        name = kwargs.get("name_or_path")  # `AutoConfig` gives it, which calls this method directly
         try:
             made = super().from_dict(dict(config_dict), **kwargs)
             # The library sets other arguments on the finished configuration, and checks no more than their types.
@@ -235,8 +236,8 @@ class SinkhornConfig(PreTrainedConfig):
             return made
         except Exception as error:
             raise SinkhornConfigError(
-                f"The configuration of {name} (config.json and the arguments given with it) is refused: "
-                f"{describe_error(error)}"
+                f"The configuration{f' of {name}' if name else ''} (config.json and the arguments given with it) is "
+                f"refused: {describe_error(error)}"
             ) from error
 
     @property

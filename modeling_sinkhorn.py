@@ -179,7 +179,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
         if self.training and self.gradient_checkpointing and past_key_values is not None:
             raise ValueError(
                 "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it "
-                "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or `model.eval()`."
+                "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or "
+                "`model.eval()`."
             )
         # Training reads whole rows: a cache would only cost.
         if past_key_values is None and use_cache and not self.training:

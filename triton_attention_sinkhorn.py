@@ -96,7 +96,7 @@ def _attend(
     mixed_sin: Tensor | None,
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the logarithm of the denominator of the softmax `(B, N, H, b)`. `key`, `value` `(B, N, b, G, D)`."""
+    """The output, and the softmax's log denominators `(B, N, H, b)`. `key` and `value` `(B, N, b, G, D)`."""
     output, denominators = torch.empty_like(query), _denominators_like(query)
     batch, num_blocks, _, heads, _ = query.shape
     tensors, sizes = _arguments(query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin)
