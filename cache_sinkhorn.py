@@ -191,7 +191,7 @@ class _BlockStates:
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
-        """Blocks in the ring of recent inputs, with new tokens. While recording, it drops none since the last `crop`."""
+        """Blocks in the ring of recent inputs, with new tokens. While recording, none is dropped until a `crop`."""
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 

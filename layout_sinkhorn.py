@@ -139,7 +139,7 @@ def make_layout(
         past_length = inputs.past_length
         if max_length is not None and past_length + num_tokens > max_length:
             raise ValueError(
-                f"The static cache has room for {max_length} tokens, but {past_length} + {num_tokens} are given: make "
+                f"The static cache has room for {max_length} tokens, and {past_length} + {num_tokens} are given: make "
                 "it with a larger `max_cache_len`."
             )
         longest = past_length + num_tokens
