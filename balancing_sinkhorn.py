@@ -1,14 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Sinkhorn balancing (Tay et al., ICML 2020, arXiv:2002.11296, section 3.1) in both kinds, as pure functions: sorting logits to a
-sort matrix whose rows sum to 1 and whose columns approach 1, and its causal form.
+Sinkhorn balancing (Tay et al., ICML 2020, arXiv:2002.11296, section 3.1) in both kinds, as pure functions: sorting
+logits to a sort matrix whose rows sum to 1 and whose columns approach 1, and its causal form.
 
-Each kind is written twice. With exponentials in double precision it is sums, products and divisions, and fast; that holds where
-the logits of a row lie within some hundreds, and is asked on a CPU alone, where the answer is at hand. With logarithms it holds
-for all logits. On a GPU `triton_balancing_sinkhorn.py` takes its place where it can.
+Each kind is written twice. With exponentials in double precision it is sums, products and divisions, and fast. That is
+exact enough where the logits of a row lie within some hundreds of each other; it is checked and used on a CPU alone,
+where reading the answer costs nothing. With logarithms it is exact for all logits. On a GPU
+`triton_balancing_sinkhorn.py` is used where it is supported.
 
-Shape letters: `B` rows of the batch, `G` key/value heads, `N` blocks, `T` iterations; `i` is a destination block, `j` a source
-block.
+Shape letters: `B` rows of the batch, `G` key/value heads, `N` blocks, `T` iterations; `i` is a destination block, `j`
+a source block.
 """
 
 import math
@@ -22,20 +23,20 @@ from torch.utils.checkpoint import checkpoint
 try:  # a folder on the Hub, or any package
     from .triton_balancing_sinkhorn import balance as balance_on_gpu
     from .triton_balancing_sinkhorn import balance_causally as balance_causally_on_gpu
-    from .triton_sinkhorn import runs_on
+    from .triton_sinkhorn import is_triton_supported
 except ImportError:
     try:  # flat modules, as installed
         from triton_balancing_sinkhorn import balance as balance_on_gpu
         from triton_balancing_sinkhorn import balance_causally as balance_causally_on_gpu
-        from triton_sinkhorn import runs_on
+        from triton_sinkhorn import is_triton_supported
     except ImportError:  # Triton comes with torch where torch is built for a GPU
         balance_on_gpu = balance_causally_on_gpu = None
 
-        def runs_on(x: Tensor) -> bool:
+        def is_triton_supported(x: Tensor) -> bool:
             return False
 
 
-# Double precision holds exponentials of up to 709 either way.
+# Double precision holds exponentials of numbers between about -709 and 709.
 LARGEST_EXPONENT = 600.0
 
 
@@ -55,20 +56,20 @@ def sinkhorn_balance(logits: Tensor, allowed: Tensor | None, iterations: int) ->
         `(B, G, N, N)`: rows sum to 1 (rows that allow nothing are 0) and columns approach 1.
     """
     masked = _mask_logits(logits, allowed)
-    if runs_on(logits) and logits.dtype == torch.float32:
+    if is_triton_supported(logits) and logits.dtype == torch.float32:
         return balance_on_gpu(masked, iterations)
-    # What a row or a column is multiplied by stays, without a mask, within twice the logits' span and log N of 1; a mask
-    # may let it grow by a span in each step.
+    # Without a mask the logarithm of any factor of a row or column stays within twice the logits' span plus log N; a
+    # mask may let it grow by a span in each step.
     spans = 2 if allowed is None else 2 * iterations + 2
-    if _lie_close(logits, allowed, spans, spans):
+    if _fits_double_precision(logits, allowed, spans, spans):
         return _BalanceOfExponentials.apply(masked, iterations, allowed is not None)
     return _BalanceOfLogarithms.apply(masked, iterations, allowed is not None)
 
 
 class _BalanceOfExponentials(torch.autograd.Function):
     """
-    The matrix is `u_i exp(R_ij) v_j`. A row step renews `u` and a column step `v`, each by one product of a vector and the
-    matrix of exponentials, and so does each step of the backward pass, which keeps those vectors alone.
+    The matrix is `u_i exp(R_ij) v_j`. A row step renews `u` and a column step `v`, each by one product of a vector and
+    the matrix of exponentials. So does each step of the backward pass, for which only those vectors are kept.
     """
 
     @staticmethod
@@ -93,8 +94,8 @@ class _BalanceOfExponentials(torch.autograd.Function):
         matrix = _exponentials(logits, ctx.masked)
         transposed = matrix.mT.contiguous()
         grad_logits = (matrix * rows[-1].mT).mul_(columns[-1]).mul_(grad.flatten(0, 1))
-        # The exponentials have a gradient from each step: an outer product, for a row step with one of `columns`, for a column
-        # step with one of `rows`. The other vector follows from that of the step after it.
+        # The exponentials have a gradient from each step: an outer product, for a row step with one of `columns`, for
+        # a column step with one of `rows`. The other vector follows from that of the step after it.
         by_columns, by_rows = [-rows[-1] * grad_logits.sum(-1).unsqueeze(1)], []
         vector = torch.bmm(by_columns[0], matrix).mul_(columns[-1]).add_(grad_logits.sum(-2, keepdim=True))
         for row, column, before in zip(rows[-2::-1], columns[:0:-1], columns[-2::-1]):
@@ -104,7 +105,7 @@ class _BalanceOfExponentials(torch.autograd.Function):
         grad_matrix = torch.bmm(torch.cat(by_columns[::-1], dim=1).mT, all_columns)
         if by_rows:
             grad_matrix.baddbmm_(all_rows[:, :-1].mT, torch.cat(by_rows[::-1], dim=1), alpha=-1)
-        if ctx.masked:  # the product of a row's and a column's factor is bounded where they have met
+        if ctx.masked:  # the product of two factors is bounded only where the pair is allowed
             grad_matrix.masked_fill_(matrix == 0, 0.0)
         return grad_logits.addcmul_(grad_matrix, matrix).view_as(logits).to(logits.dtype), None, None
 
@@ -179,10 +180,10 @@ def causal_sinkhorn_balance(
         `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
     """
     allowed = allowed.expand_as(logits)
-    if columns is None and runs_on(logits) and logits.dtype == torch.float32:
+    if columns is None and is_triton_supported(logits) and logits.dtype == torch.float32:
         return balance_causally_on_gpu(_mask_logits(logits, allowed), iterations, capacity)
-    # Nothing is above 1, and a step lowers an entry by no more than the logarithm of the number of blocks.
-    if columns is None and _lie_close(logits, allowed, 1, 2 * iterations + 2):
+    # No entry is above 1, and a step lowers its logarithm by no more than that of the number of blocks.
+    if columns is None and _fits_double_precision(logits, allowed, 1, 2 * iterations + 2):
         return _CausalBalanceOfExponentials.apply(logits, allowed, iterations, capacity)
     arguments = (logits, allowed, iterations, columns, capacity)
     if torch.is_grad_enabled() and logits.requires_grad:
@@ -241,8 +242,9 @@ class _CausalBalanceOfExponentials(torch.autograd.Function):
             if grad_after is not None:
                 grad_last = grad_after[:, :, len(steps)].flatten(0, 1)
                 grad_sums[:, -1] += (grad_last / last).masked_fill_(last == 0, 0.0)
-            # A row is in its own sum and those of all later rows. Not the whole sum less the earlier rows': those of a
-            # column that begins with next to nothing are so large that the rest would be lost beside them.
+            # A row is in its own sum and those of all later rows. Not computed as the whole sum minus the earlier
+            # rows: those of a column that begins with tiny entries are so large that the rest would be lost to
+            # rounding.
             grad_logits.addcmul_(matrix, grad_sums.flip(-2).cumsum_(-2).flip(-2))
             grad_logits.addcmul_(matrix, grad_logits.sum(-1, keepdim=True), value=-1)
         return grad_logits.view_as(logits).to(logits.dtype), None, None, None
@@ -281,10 +283,10 @@ def causal_floor(dtype: torch.dtype) -> float:
 # In parts ------------------------------------------------------------------------------------------------------------
 
 
-def _lie_close(logits: Tensor, allowed: Tensor | None, spans: int, steps: int) -> bool:
+def _fits_double_precision(logits: Tensor, allowed: Tensor | None, spans: int, steps: int) -> bool:
     """
-    Whether double precision holds what is met as an exponential: numbers within `spans` times the widest row of logits
-    and `steps` times the logarithm of the number of blocks, either way.
+    Whether double precision holds the exponentials of all numbers up to `spans` times the widest row of logits plus
+    `steps` times the logarithm of the number of blocks, and of their negatives.
     """
     if logits.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
@@ -298,7 +300,7 @@ def _lie_close(logits: Tensor, allowed: Tensor | None, spans: int, steps: int) -
 
 
 def _exponentials(logits: Tensor, masked: bool) -> Tensor:
-    """`(B, G, n, N)` logits to `(B * G, n, N)` in float64, the largest of each row 1, or 0 in a row that allows nothing."""
+    """`(B, G, n, N)` logits to `(B * G, n, N)` in float64, the largest of each row 1; rows that allow nothing 0."""
     logits = logits.flatten(0, 1).to(torch.float64)
     highest = logits.amax(-1, keepdim=True)
     if masked:

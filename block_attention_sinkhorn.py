@@ -1,14 +1,14 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU here,
-for a GPU in `triton_attention_sinkhorn.py`.
+Block attention in less memory and time than rotating, sorting, joining and attending one after the other: for a CPU
+here, for a GPU in `triton_attention_sinkhorn.py`.
 
-Written as whole-tensor operations, block attention moves several copies of its input through main memory, and backward
-keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the cache, forward and
-backward, so that nothing of the size of the scores, of the joined keys or of gathered blocks is ever kept.
+As operations on whole tensors, block attention moves several copies of its input through main memory, and backward
+keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the processor's cache,
+forward and backward. So nothing of the size of the scores, the joined keys or the gathered blocks is kept.
 
-Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a chunk,
-`K = (S + 1) * b` keys.
+Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a
+chunk, `K = (S + 1) * b` keys.
 """
 
 from collections.abc import Iterator
@@ -19,49 +19,48 @@ from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
+    from .rotary_sinkhorn import RotaryTables
+except ImportError:  # flat modules, as installed
+    from rotary_sinkhorn import RotaryTables
+
+try:
     from .triton_attention_sinkhorn import block_attention as attend_on_gpu
-    from .triton_attention_sinkhorn import takes as gpu_takes
+    from .triton_attention_sinkhorn import is_query_supported as is_query_supported_on_gpu
 except ImportError:
-    try:  # flat modules, as installed
+    try:
         from triton_attention_sinkhorn import block_attention as attend_on_gpu
-        from triton_attention_sinkhorn import takes as gpu_takes
+        from triton_attention_sinkhorn import is_query_supported as is_query_supported_on_gpu
     except ImportError:  # Triton comes with torch where torch is built for a GPU
-        attend_on_gpu = gpu_takes = None
+        attend_on_gpu = is_query_supported_on_gpu = None
 
 
 # Tokens of a chunk. What a chunk needs should fit in a core's second-level cache; 256 to 1,024 are about equally fast.
 CHUNK_TOKENS = 512
 
 
-class Rotation(NamedTuple):
-    """Rotary tables, `(B or 1, N, b, D)` each."""
-
-    cos: Tensor
-    sin: Tensor
-
-
-class Mixed(NamedTuple):
-    """Softly sorted blocks, one beside each block, `(B, G, N, b, D)` each, and where they are taken to stand."""
+class MixedBlocks(NamedTuple):
+    """Softly sorted blocks, one next to each block, `(B, G, N, b, D)` each, and tables of their assumed positions."""
 
     key: Tensor
     value: Tensor
-    rotation: Rotation
+    tables: RotaryTables
 
 
-class Gathered(NamedTuple):
-    """Hard sorting: the numbers of the blocks beside each block, and the weights (1) that they count with."""
+class GatheredBlocks(NamedTuple):
+    """Hard sorting: the numbers of the blocks next to each block, and their weights (1)."""
 
     index: Tensor  # (B, G, N, S)
     weight: Tensor  # (B, G, N, S)
 
 
-def fits(query: Tensor) -> bool:
+def is_block_attention_supported(query: Tensor) -> bool:
     """
-    Whether `block_attention` is the better choice for such a query `(B, N, b, H, D)`: on a CPU in wide types, but not while
-    a graph is made; on a GPU, where its kernels take these sizes, but not in a graph for elsewhere.
+    Whether `block_attention` can be used for such a query `(B, N, b, H, D)`, and is the faster choice: on a CPU in
+    float32 or float64, but not while tracing; on a GPU where its kernels support these sizes, but not in a graph that
+    is exported.
     """
     if query.is_cuda:
-        return gpu_takes is not None and gpu_takes(query)
+        return is_query_supported_on_gpu is not None and is_query_supported_on_gpu(query)
     return (
         query.device.type == "cpu"
         and query.dtype in (torch.float32, torch.float64)
@@ -73,38 +72,41 @@ def block_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rotation: Rotation,
-    beside: Mixed | Gathered | None,
+    tables: RotaryTables,
+    sorted_blocks: MixedBlocks | GatheredBlocks | None,
     mask: Tensor | None,
     scaling: float,
 ) -> Tensor:
     """
-    Attention of every block to [what is sorted beside it ; itself] in one softmax (design section 2.6).
+    Attention of every block to [what is sorted next to it ; itself] in one softmax (design section 2.6).
 
     Args:
         query: `(B, N, b, H, D)`, not rotated yet.
         key, value: `(B, G, N, b, D)`, not rotated yet; contiguous where blocks are gathered from them.
-        beside: what is sorted beside the blocks; `None` for nothing.
-        mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output for
-            a query that may see nothing is finite, and has no meaning.
+        tables: `(B or 1, N, b, D)`.
+        sorted_blocks: what is sorted next to the blocks; `None` for nothing.
+        mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output
+            for a query that may see nothing is finite, and has no meaning.
 
     Returns:
         `(B, N, b, H, D)`.
     """
     if query.is_cuda:
-        return block_attention_on_gpu(query, key, value, rotation, beside, mask, scaling)
-    if isinstance(beside, Mixed):
-        mixed_key, mixed_value, tables = beside
+        return block_attention_on_gpu(query, key, value, tables, sorted_blocks, mask, scaling)
+    if isinstance(sorted_blocks, MixedBlocks):
+        mixed_key, mixed_value, mixed_tables = sorted_blocks
         return _BlockAttention.apply(
-            query, key, value, mixed_key, mixed_value, None, None, mask, scaling, *rotation, *tables
+            query, key, value, mixed_key, mixed_value, None, None, mask, scaling, *tables, *mixed_tables
         )
-    index, weight = beside or (None, None)
-    return _BlockAttention.apply(query, key, value, None, None, weight, index, mask, scaling, *rotation, None, None)
+    index, weight = sorted_blocks or (None, None)
+    return _BlockAttention.apply(query, key, value, None, None, weight, index, mask, scaling, *tables, None, None)
 
 
-def block_attention_on_gpu(query, key, value, rotation, beside, mask, scaling) -> Tensor:
-    mixed, gathered = (beside if isinstance(beside, kind) else None for kind in (Mixed, Gathered))
-    return attend_on_gpu(query, key, value, rotation, mixed, gathered, mask, scaling)
+def block_attention_on_gpu(query, key, value, tables, sorted_blocks, mask, scaling) -> Tensor:
+    mixed, gathered = (
+        sorted_blocks if isinstance(sorted_blocks, kind) else None for kind in (MixedBlocks, GatheredBlocks)
+    )
+    return attend_on_gpu(query, key, value, tables, mixed, gathered, mask, scaling)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -135,7 +137,8 @@ class _BlockAttention(torch.autograd.Function):
             chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
             torch.bmm(weights.mT, upstream, out=grad_values)
             torch.bmm(upstream, values.mT, out=grad_weights)
-            # What is not needed any more makes room, so that all of this stays in the cache.
+            # Buffers are reused, so that all of this stays in the processor's cache. So is the gradient of the
+            # softmax, which torch writes in place only by this operator, not by a public function.
             grad_scores = torch.ops.aten._softmax_backward_data.out(
                 grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
             )
@@ -156,7 +159,7 @@ class _Chunk:
         self.query, self.key, self.value = query, key, value
         self.mixed_key, self.mixed_value, self.index = mixed_key, mixed_value, index
         self.mask, self.scaling = mask, scaling
-        self.rotation, self.mixed_rotation = Rotation(*tables[:2]), Rotation(*tables[2:])
+        self.own_tables, self.mixed_tables = tables[:2], tables[2:]
         _, self.num_blocks, self.block_size, heads, width = query.shape
         self.num_groups = key.shape[1]
         num_sorted = 0 if mixed_key is None else 1
@@ -209,20 +212,20 @@ class _Chunk:
         return queries, keys, values, torch.softmax(scores, -1, out=scores)
 
     def sources(self, row: int, blocks: slice) -> Tensor:
-        """`(n * G * S,)` of the `G * N` blocks of a row, those that stand beside the blocks."""
+        """`(n * G * S,)` of the `G * N` blocks of a row, those that are sorted next to the blocks."""
         first = torch.arange(self.num_groups, device=self.index.device).view(-1, 1, 1) * self.num_blocks
         return (self.index[row, :, blocks] + first).transpose(0, 1).flatten()
 
     def tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
         """`(n, 1, b, D)` each."""
-        return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.rotation)
+        return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.own_tables)
 
     def sorted_tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
         """`(n, 1 or G, S * b, D)` each: of gathered blocks, those of their true positions."""
         if self.index is None:
-            return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.mixed_rotation)
+            return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.mixed_tables)
         index = self.index[row, :, blocks].transpose(0, 1)
-        tables = (x[row if len(x) > 1 else 0] for x in self.rotation)
+        tables = (x[row if len(x) > 1 else 0] for x in self.own_tables)
         return tuple(x.index_select(0, index.flatten()).view(*index.shape[:2], self.num_sorted, -1) for x in tables)
 
     def by_head(self, x: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Cache layers for incremental decoding (design section 3). Importing this module registers them with the library, so that
-`DynamicCache(config=...)`, `StaticCache(config=...)` and `generate()` build them by themselves.
+Cache layers for incremental decoding (design section 3). Importing this module registers them with the library, so
+that `DynamicCache(config=...)`, `StaticCache(config=...)` and `generate()` create them automatically.
 
-A row's real tokens stand in the cache without gaps, in the slots of the block grid: padding is not stored. Beside keys
-and values there is what sorting needs to go on: features of each block, the running column sums of causal balancing, and
-the block that is sorted beside the one being written.
+A row's real tokens are stored without gaps, in the slots of the block grid; padding is not stored. Next to keys and
+values a layer keeps what sorting needs to resume: features of each block, the running column sums of causal balancing,
+and what is sorted next to the block being written.
 
 Shape letters as in `sorting_sinkhorn.py` and `layout_sinkhorn.py`.
 """
@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 
 try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor
-    from .layout_sinkhorn import CacheContext
+    from .layout_sinkhorn import CacheLayout
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_floor
-    from layout_sinkhorn import CacheContext
+    from layout_sinkhorn import CacheLayout
 
 
-# Blocks whose inputs are kept, the one being written included: as far as `crop` reaches by itself.
+# Blocks whose inputs are kept, the one being written included: how far `crop` reaches without a recording.
 RECENT_BLOCKS = 2
-# The tensors that a layer may hold. The first dimension of each is the batch; the ones that grow with the text are
-# named with the dimension that does, by tokens or by blocks.
+# The tensors that a layer may hold. The first dimension of each is the batch; those that grow with the text are listed
+# with the dimension that does, by tokens or by blocks.
 TOKEN_STATES = (("keys", 2), ("values", 2), ("positions", 1))
 BLOCK_STATES = (("row_features", 1), ("column_features", 1), ("totals", 1))
 OTHER_STATES = (
@@ -44,21 +44,21 @@ OTHER_STATES = (
 STATES = tuple(name for name, _ in (*TOKEN_STATES, *BLOCK_STATES)) + OTHER_STATES
 
 
-def _may_be_changed(state: Tensor) -> bool:
-    """Whether no graph can need the state as it is, and torch lets it be changed in place."""
+def _may_change_in_place(state: Tensor) -> bool:
+    """Whether no backward pass can need the state as it is, and torch allows to change it in place."""
     if torch.is_grad_enabled() or state.requires_grad:
         return False
-    # A compiled step cannot ask; it changes its states in place.
+    # A compiled step cannot check; it changes its states in place.
     return torch.compiler.is_compiling() or not state.is_inference() or torch.is_inference_mode_enabled()
 
 
 def _fit(state: Tensor, size: int, filler: float) -> Tensor:
-    """`state` with its last dimension cut, or filled up, to `size`."""
+    """`state` with its last dimension cut or padded to `size`."""
     return nn.functional.pad(state, (0, size - state.shape[-1]), value=filler)
 
 
 class OpenBlock(NamedTuple):
-    """What is sorted beside the block that each row is writing."""
+    """What is sorted next to the block that each row is writing."""
 
     key: Tensor  # (B, 1, G, S * b, D) rotated
     value: Tensor  # (B, 1, G, S * b, D)
@@ -69,8 +69,8 @@ class _BlockStates:
     """
     What the dynamic and the static layer share. `L` is the capacity in tokens, a multiple of the block size.
 
-    The attention of a layer calls, in every pass and in this order: `make_room`, `go_back`, `append`; and where the layer
-    sorts: `append_inputs`, `put_blocks` with what the SortNet makes of the inputs, and `keep_open_block`.
+    The attention of a layer calls, in every pass and in this order: `make_room`, `apply_crop`, `append`; and where the
+    layer sorts: `append_inputs`, `put_blocks` with what the SortNet makes of the inputs, and `keep_open_block`.
     """
 
     keys: Tensor | None  # (B, G, L, D), rotated unless softly sorted blocks are mixed from them
@@ -87,7 +87,7 @@ class _BlockStates:
 
     is_croppable = True
     is_sliding = False
-    # The size of a block, and so the shape of all states, is known with the first tokens only.
+    # The size of a block, and with it the shape of all states, is known only with the first tokens.
     supports_early_init = False
 
     def _forget(self) -> None:
@@ -100,17 +100,17 @@ class _BlockStates:
 
     # Making room ----------------------------------------------------------------------------------------------------
 
-    def make_room(self, context: CacheContext, block_size: int, like: Tensor) -> None:
-        """To be called first in every pass: from here on the states hold the context's `num_blocks`."""
+    def make_room(self, layout: CacheLayout, block_size: int, like: Tensor) -> None:
+        """To be called first in every pass: from here on the states have room for the layout's `num_blocks`."""
         if not self.is_initialized:
             self.dtype, self.device = like.dtype, like.device
             self.block_size = block_size
-            self.capacity = self._capacity(context.num_blocks)
-            self.counts, self.first_kept = torch.zeros_like(context.counts), torch.zeros_like(context.counts)
+            self.capacity = self._capacity(layout.num_blocks)
+            self.counts, self.first_kept = torch.zeros_like(layout.counts), torch.zeros_like(layout.counts)
             self.cumulative_length = self._cumulative_length_on(like.device)
             self.is_initialized = True
-        if context.num_blocks > self.capacity:
-            old, self.capacity = self.capacity, self._capacity(context.num_blocks)
+        if layout.num_blocks > self.capacity:
+            old, self.capacity = self.capacity, self._capacity(layout.num_blocks)
             for name, dim in (*TOKEN_STATES, *BLOCK_STATES):
                 state = getattr(self, name)
                 if state is not None:
@@ -119,18 +119,18 @@ class _BlockStates:
                     setattr(self, name, torch.cat((state, state.new_zeros(shape)), dim))
 
     def _state(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """The state of that name, made on first use; `shape` without the batch."""
+        """The state of that name, created on first use; `shape` without the batch."""
         if getattr(self, name) is None:
             setattr(self, name, like.new_zeros(like.shape[0], *shape))
         return getattr(self, name)
 
     def keep(self, name: str, value: Tensor) -> None:
-        """Makes `value` the state of that name."""
+        """Stores `value` as the state of that name."""
         setattr(self, name, value)
 
     # Writing --------------------------------------------------------------------------------------------------------
 
-    def append(self, key: Tensor, value: Tensor, context: CacheContext, rotated: bool) -> None:
+    def append(self, key: Tensor, value: Tensor, layout: CacheLayout, rotated: bool) -> None:
         """
         Stores keys and values of new tokens.
 
@@ -142,63 +142,63 @@ class _BlockStates:
         for name, tokens in (("keys", key), ("values", value)):
             tokens = tokens.permute(0, 3, 1, 2, 4).flatten(2, 3)
             state = self._state(name, tokens.shape[1], slots, tokens.shape[-1], like=tokens)
-            self._write(name, state, 2, context.slots[:, None, :, None], tokens)
+            self._write(name, state, 2, layout.slots[:, None, :, None], tokens)
         if not rotated:
-            state = self._state("positions", slots, like=context.positions)
-            self._write("positions", state, 1, context.slots, context.positions)
-        self.keep("counts", context.counts)
-        self.cumulative_length += context.num_tokens
-        last = context.first_block + context.last_block
-        self.keep("first_kept", torch.maximum(self.first_kept, last - self._num_recent_blocks(context.num_tokens) + 1))
+            state = self._state("positions", slots, like=layout.positions)
+            self._write("positions", state, 1, layout.slots, layout.positions)
+        self.keep("counts", layout.counts)
+        self.cumulative_length += layout.num_tokens
+        last = layout.first_block + layout.last_block
+        self.keep("first_kept", torch.maximum(self.first_kept, last - self._num_recent_blocks(layout.num_tokens) + 1))
 
     def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
-        """Puts `values` at `index` along `dim`, in place where nobody else can hold the state for a backward pass."""
+        """Writes `values` at `index` along `dim`, in place where no backward pass can need the state as it was."""
         index, values = index.expand_as(values), values.to(state.dtype)
-        if _may_be_changed(state):
+        if _may_change_in_place(state):
             state.scatter_(dim, index, values)
         else:
             setattr(self, name, state.scatter(dim, index, values))
 
-    def append_inputs(self, blocks: Tensor, context: CacheContext) -> Tensor | None:
+    def append_inputs(self, blocks: Tensor, layout: CacheLayout) -> Tensor | None:
         """
         Stores the layer's inputs of new tokens, `(B, M, Q, E)` on their grid, zero in empty slots.
 
         Returns:
             `(B, M, b, E)`: the blocks that new tokens touch, with the tokens that the first one held already; `None`
-            where no block opens or is filled up, so that nobody will ask.
+            where no block opens or is filled up, so that nothing needs them.
         """
         b, num_blocks = self.block_size, self._num_recent_blocks()
         ring, width = num_blocks * b, blocks.shape[-1]
         if self.recent_inputs is None:
             self.recent_inputs = blocks.new_zeros(blocks.shape[0], ring + 1, width)
         elif self.recent_inputs.shape[1] != ring + 1:
-            self._resize_recent(num_blocks, context)
+            self._resize_recent(num_blocks, layout)
         held = None
-        if context.opens or context.closes:
+        if layout.opens or layout.closes:
             slot = torch.arange(b, device=blocks.device)
-            held = (context.first_block.unsqueeze(-1) * b + slot) % ring
+            held = (layout.first_block.unsqueeze(-1) * b + slot) % ring
             held = self.recent_inputs.gather(1, held.unsqueeze(-1).expand(-1, -1, width))
-        # Of many new tokens only the last ones stay: no place is written twice.
-        last = context.first_block + context.last_block
-        stays = context.filled.flatten(1) & (context.slots // b > (last - num_blocks).unsqueeze(-1))
-        index = torch.where(stays, context.slots % ring, ring).unsqueeze(-1)
+        # Only the last of many new tokens are kept: no place is written twice.
+        last = layout.first_block + layout.last_block
+        stays = layout.filled.flatten(1) & (layout.slots // b > (last - num_blocks).unsqueeze(-1))
+        index = torch.where(stays, layout.slots % ring, ring).unsqueeze(-1)
         self._write("recent_inputs", self.recent_inputs, 1, index, blocks.flatten(1, 2))
         if held is None:
             return None
-        held = held.masked_fill((slot >= context.offset.unsqueeze(-1)).unsqueeze(-1), 0)
+        held = held.masked_fill((slot >= layout.offset.unsqueeze(-1)).unsqueeze(-1), 0)
         if blocks.shape[2] != b:  # a step of one token
-            blocks = blocks * (slot == context.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
+            blocks = blocks * (slot == layout.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
-        """Size of the ring of recent inputs, with new tokens. While recording, nothing since the last `crop` is dropped."""
+        """Blocks in the ring of recent inputs, with new tokens. While recording, none is dropped until a `crop`."""
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 
-    def _resize_recent(self, num_blocks: int, context: CacheContext) -> None:
+    def _resize_recent(self, num_blocks: int, layout: CacheLayout) -> None:
         """Moves the ring of recent inputs to another size. Rows keep their latest blocks, as many as fit."""
         b, old_ring = self.block_size, self.recent_inputs.shape[1] - 1
-        last = (context.past_counts - 1).clamp(min=0) // b
+        last = (layout.past_counts - 1).clamp(min=0) // b
         place = torch.arange(num_blocks, device=last.device)
         # (B, blocks): the latest block with that place in the ring, below 0 where there is none.
         block = last.unsqueeze(-1) - (last.unsqueeze(-1) - place) % num_blocks
@@ -207,7 +207,7 @@ class _BlockStates:
         slots = slots.unsqueeze(-1).expand(-1, -1, self.recent_inputs.shape[-1])
         self.recent_inputs = self.recent_inputs.gather(1, slots)
 
-    def put_blocks(self, name: str, features: Tensor, context: CacheContext, written: Tensor | None = None) -> Tensor:
+    def put_blocks(self, name: str, features: Tensor, layout: CacheLayout, written: Tensor | None = None) -> Tensor:
         """
         Stores `(B, M, F)`, one entry for each block that new tokens touch, under a name of `STATES`.
 
@@ -215,33 +215,38 @@ class _BlockStates:
             written: `(B, M)` bool, which of them; `None` for all that hold tokens.
 
         Returns:
-            `(B, N, F)`: those of all blocks, the context's `num_blocks`.
+            `(B, N, F)`: those of all blocks, the layout's `num_blocks`.
         """
         state = self._state(name, self.capacity, features.shape[-1], like=features)
         number = torch.arange(features.shape[1], device=features.device)
         if written is None:
-            written = number <= context.last_block.unsqueeze(-1)
-        # No token ever stands in the last block of the context.
-        index = torch.where(written, context.first_block.unsqueeze(-1) + number, context.num_blocks - 1)
+            written = number <= layout.last_block.unsqueeze(-1)
+        # No token ever stands in the last block.
+        index = torch.where(written, layout.first_block.unsqueeze(-1) + number, layout.num_blocks - 1)
         self._write(name, state, 1, index.unsqueeze(-1), features)
-        return getattr(self, name)[:, : context.num_blocks]
+        return getattr(self, name)[:, : layout.num_blocks]
 
     # Reading --------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_rotated_keys(self) -> bool:
+        """Positions are stored where keys are not rotated."""
+        return self.positions is None
 
     def key_value_blocks(self) -> tuple[Tensor, Tensor]:
         """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache in its full capacity."""
         return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in (self.keys, self.values))
 
-    def total_before(self, context: CacheContext) -> Tensor | None:
+    def total_before(self, layout: CacheLayout) -> Tensor | None:
         """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
         if self.totals is None:
             return None
-        index = (context.first_block - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.totals.shape[-1])
+        index = (layout.first_block - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.totals.shape[-1])
         total = self.totals.gather(1, index).squeeze(1)
-        return total.masked_fill((context.first_block == 0).unsqueeze(-1), 0)
+        return total.masked_fill((layout.first_block == 0).unsqueeze(-1), 0)
 
     def column_sums(self, num_blocks: int) -> Tensor | None:
-        """`(B, G, T, num_blocks)`: what causal balancing goes on from."""
+        """`(B, G, T, num_blocks)`: what causal balancing resumes from."""
         if self.columns is None:
             return None
         return _fit(self.columns, num_blocks, causal_floor(self.columns.dtype))
@@ -262,7 +267,7 @@ class _BlockStates:
     # Going back -----------------------------------------------------------------------------------------------------
 
     def activate_past_recording(self) -> None:
-        """Keeps the inputs of all tokens from now to the next `crop`, so that it may go back to any of them."""
+        """Keeps the inputs of all tokens from now to the next `crop`, so that it can go back to any of them."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -272,8 +277,8 @@ class _BlockStates:
 
         Raises:
             ValueError: for a positive number.
-            RuntimeError: the inputs of a block that would open again are not kept any more. They are for the last
-                `RECENT_BLOCKS` blocks, and after `activate_past_recording` for all tokens since.
+            RuntimeError: the inputs of a block that would open again are no longer kept. They are kept for the last
+                `RECENT_BLOCKS` blocks, and after `activate_past_recording` for all tokens since then.
         """
         if tokens_to_remove > 0:
             raise ValueError(
@@ -281,39 +286,39 @@ class _BlockStates:
             )
         if tokens_to_remove < 0 and self.is_initialized:
             removed = self.cropped_tokens - tokens_to_remove
-            # Where padding may be among what is removed, more is left; that shows with the next mask, in `go_back`.
+            # Where padding may be among what is removed, more is left; the next mask tells, in `apply_crop`.
             left = torch.where(self.counts == self.get_seq_length() + self.cropped_tokens, self.counts - removed, 0)
             self._check_inputs_are_kept(left.clamp(min=0))
             self.cropped_tokens = removed
             self._uncount(-tokens_to_remove)
         self.recorded_tokens = 0
 
-    def go_back(self, context: CacheContext) -> bool:
+    def apply_crop(self, layout: CacheLayout) -> bool:
         """
-        To be called before new tokens are stored. Takes notice of what `crop` removed since the last pass.
+        To be called before new tokens are stored. Applies what `crop` removed since the last pass.
 
         Returns:
-            Whether a block of any row opened again, or a block was dropped whole: then the balancing of later blocks
+            Whether a block of any row opened again, or a whole block was removed: then the balancing of later blocks
             must be undone.
         """
         if self.cropped_tokens == 0:
             return False
-        self._check_inputs_are_kept(context.past_counts)
+        self._check_inputs_are_kept(layout.past_counts)
         self.cropped_tokens = 0
         num_blocks, num_left = (
-            (counts + self.block_size - 1) // self.block_size for counts in (self.counts, context.past_counts)
+            (counts + self.block_size - 1) // self.block_size for counts in (self.counts, layout.past_counts)
         )
         self.keep("first_kept", torch.minimum(self.first_kept, num_left))
         return self.open_row is not None and bool((num_left < num_blocks).any())
 
     def _check_inputs_are_kept(self, counts: Tensor) -> None:
-        """Raises where rows of `counts` tokens would go on in a block whose inputs are gone."""
+        """Raises where rows of `counts` tokens would continue in a block whose inputs are gone."""
         gone = (counts % self.block_size != 0) & (counts // self.block_size < self.first_kept)
         if bool(gone.any()):
             raise RuntimeError(
                 "`crop` goes back further than the cache kept the inputs that sorting needs. Call "
-                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a multiple "
-                f"of the block size ({self.block_size} tokens)."
+                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a "
+                f"multiple of the block size ({self.block_size} tokens)."
             )
 
     # Rows of the batch ----------------------------------------------------------------------------------------------
@@ -343,12 +348,12 @@ class _BlockStates:
             self._on_rows(lambda state: state.to(self.device, non_blocking=True))
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing: `append` makes every state when it is first written."""
+        """Does nothing: every state is created when it is first written."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
         raise TypeError(
-            f"{type(self).__name__} is filled by the model's attention, by `append`: keys and values alone do not tell "
-            "what sorting needs."
+            f"{type(self).__name__} is filled by the model's attention, by `append`: sorting needs more than keys and "
+            "values."
         )
 
 
@@ -362,7 +367,7 @@ class SinkhornDynamicLayer(_BlockStates, DynamicLayer):
         self.reset()
 
     def _capacity(self, num_blocks: int) -> int:
-        # A quarter more: each token is copied a few times in all, however long the text gets.
+        # A quarter more, so that each token is copied a few times in all, however long the text becomes.
         return num_blocks + num_blocks // 4 + 8
 
     def _cumulative_length_on(self, device: torch.device) -> int:
@@ -380,7 +385,7 @@ class SinkhornDynamicLayer(_BlockStates, DynamicLayer):
 
 
 class SinkhornStaticLayer(_BlockStates, StaticLayer):
-    """The same with room for `max_cache_len` tokens, whose tensors keep their places in memory."""
+    """The same with room for `max_cache_len` tokens, whose tensors keep their addresses in memory."""
 
     _layer_type = "sinkhorn_attention"
 
@@ -400,7 +405,7 @@ class SinkhornStaticLayer(_BlockStates, StaticLayer):
         if state is None:
             value = value.clone(memory_format=torch.contiguous_format)
             setattr(self, name, value)
-        elif _may_be_changed(state):
+        elif _may_change_in_place(state):
             state.copy_(value)
         else:
             setattr(self, name, value)
@@ -425,49 +430,11 @@ class MixtureStaticLayer(SinkhornStaticLayer):
     _layer_type = "mixture_attention"
 
 
-# These could go back anywhere, and refuse what sorting layers refuse: else a `crop` would stop at the first of those, with
-# local layers before it cropped already.
+# These could be cropped anywhere, but refuse what sorting layers refuse: otherwise a `crop` would stop at the first of
+# those, after local layers before it were cropped already.
 class LocalDynamicLayer(SinkhornDynamicLayer):
     _layer_type = "local_attention"
 
 
 class LocalStaticLayer(SinkhornStaticLayer):
     _layer_type = "local_attention"
-
-
-def check_cache(cache: Cache, layer_types: list[str], attention_mask: Tensor | None, inputs_embeds: Tensor) -> None:
-    """
-    Raises `ValueError` where a cache cannot go with a model of these layers, or with these inputs, `(B, L, E)` and the
-    mask of all tokens or `None` where there is no padding.
-    """
-    if set(layer_types) == {"full_attention"}:
-        return  # the library's own layers, which check themselves
-    kinds = [hasattr(layer, "make_room") for layer in cache.layers]
-    if kinds != [layer_type != "full_attention" for layer_type in layer_types] or getattr(cache, "offloading", False):
-        raise ValueError(
-            f"The model has layers of its own kinds of cache, and {cache!r} is not made for them: make it with "
-            "`DynamicCache(config=model.config)` or `StaticCache(config=model.config, max_cache_len=...)`, without "
-            "offloading."
-        )
-    lengths = [int(layer.get_seq_length()) for layer in cache.layers]
-    if len(set(lengths)) > 1:
-        raise ValueError(
-            f"The layers of the cache hold {lengths} tokens: a `crop` was refused on the way; `reset()` it."
-        )
-    layer = next((layer for layer, ours in zip(cache.layers, kinds) if ours and layer.is_initialized), None)
-    if layer is None or lengths[0] == 0:
-        return
-    if len(layer.counts) != len(inputs_embeds):
-        raise ValueError(
-            f"The cache holds {len(layer.counts)} rows, but {len(inputs_embeds)} are given: bring it to as many by "
-            "`batch_select_indices` or `batch_repeat_interleave`, or start a new one."
-        )
-    if layer.cropped_tokens == 0:
-        counts = torch.full_like(layer.counts, lengths[0])
-        if attention_mask is not None:
-            counts = (attention_mask[:, : lengths[0]] != 0).sum(-1)
-        if bool((counts != layer.counts).any()):
-            raise ValueError(
-                f"`attention_mask` has {counts.tolist()} real tokens in the rows of the cache, which was filled with "
-                f"{layer.counts.tolist()}: give past tokens the mask that they were read with."
-            )

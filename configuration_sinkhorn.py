@@ -13,7 +13,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
 
 
-# What each layer type attends to is told in the class docstring; the tuples below are the choices of the sorter.
+# The docstring of the class explains each layer type.
 LAYER_TYPES = (
     "sinkhorn_attention",
     "sortcut_attention",
@@ -21,8 +21,10 @@ LAYER_TYPES = (
     "local_attention",
     "full_attention",
 )
-# The library reads some saved configurations through its base class (the Trainer does so when it resumes), which knows
-# layer types by a closed list. Ours are added to it, so that such readers accept our folders.
+# The library reads some saved configurations through its base class (the Trainer does so when it resumes, and
+# tokenizers do), whose `validate_layer_type` knows a closed list of names and has no way to register others. Nor can
+# the field have another name: `DynamicCache` and `StaticCache` choose their layers by `layer_types`. So the list is
+# extended.
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
     dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
 )
@@ -33,7 +35,7 @@ SORT_ASSIGNMENTS = ("soft", "hard")
 CAUSAL_BALANCINGS = ("equality", "capacity")
 CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 
-# Far above any sound model. What is larger comes from a damaged or tampered file, and is refused before it takes all
+# Far above any real model. A larger value comes from a damaged or manipulated file, and is refused before it takes all
 # memory (sizes of weights and of blocks) or hours (layers, iterations).
 LARGEST = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
@@ -56,7 +58,7 @@ AUTO_MAP = {
 
 
 class SinkhornConfigError(StrictDataclassError, ValueError):
-    """A config.json that no model can be made of."""
+    """No model can be made of a configuration."""
 
 
 @strict
@@ -64,7 +66,7 @@ class SinkhornConfig(PreTrainedConfig):
     r"""
     Configuration of every Sinkhorn model. The block around the attention is Llama's (RMSNorm before each part, RoPE,
     gated MLP, grouped key/value heads), so Llama-type weights map onto it name by name; what is new is how attention
-    chooses what to look at.
+    chooses what to read.
 
     The fields that other Transformers models share (`vocab_size`, `hidden_size`, `num_key_value_heads`,
     `rope_parameters` ...) mean what they mean there. The others:
@@ -91,8 +93,8 @@ class SinkhornConfig(PreTrainedConfig):
             Row-and-column normalisations of the sorting logits. One last row normalisation always follows.
         causal_balancing (`str`, defaults to `"equality"`):
             What a column normalisation does in a decoder. `"equality"` brings the sum of a column, over the rows so
-            far, to 1: the newest block, which no row had before, then always gets the largest weight, whatever the
-            logits, and sorting acts much as a window of two blocks. `"capacity"` scales a column down where that sum
+            far, to 1: the newest block, which no row had before, then always gets the largest weight, for any logits,
+            and sorting acts much like a window of two blocks. `"capacity"` scales a column down where that sum
             is above 1 and leaves it below, so that a block may read from far back; give the block before as a local
             one then, `num_local_blocks=2`.
         sinkhorn_temperature (`float`, defaults to 0.75):
@@ -100,7 +102,7 @@ class SinkhornConfig(PreTrainedConfig):
         gumbel_noise (`bool`, defaults to `True`):
             Adds Gumbel noise to the sorting logits in training mode. Never in evaluation.
         num_sorted_blocks (`int`, defaults to 1):
-            Blocks sorted beside each block; more than one needs `sort_assignment="hard"`.
+            Blocks sorted next to each block; more than one needs `sort_assignment="hard"`.
         num_local_blocks (`int`, defaults to 1):
             Local blocks: the block itself and `num_local_blocks - 1` before it (an encoder: on each side).
         sortcut_blocks (`int`, defaults to 2):
@@ -114,9 +116,9 @@ class SinkhornConfig(PreTrainedConfig):
             Causal attention and causal sorting.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: for a value or a combination that cannot work, naming the field
-        and the cure. `ValueError` for a number of layers or labels, or a `dtype`, that is none. From a file, both in
-        one, `SinkhornConfigError`, which names the file too.
+        `huggingface_hub.errors.StrictDataclassError`: for a value or a combination that cannot work; it names the
+        field and says what to change. `ValueError` for a wrong number of layers or labels, or a wrong `dtype`. From a
+        file, `SinkhornConfigError`, which is both, and names the file too.
 
     Example:
 
@@ -130,11 +132,6 @@ class SinkhornConfig(PreTrainedConfig):
 
     model_type = "sinkhorn"
     keys_to_ignore_at_inference = ["past_key_values"]
-    base_model_pp_plan = {
-        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
-        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
-        "norm": (["hidden_states"], ["hidden_states"]),
-    }
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -175,7 +172,7 @@ class SinkhornConfig(PreTrainedConfig):
     sortcut_blocks: int = 2
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # These are used before they could be validated: lists are made as long as they say.
+        # These are used before validation: lists of that length are made.
         for name, value in (("num_hidden_layers", self.num_hidden_layers), ("num_labels", kwargs.get("num_labels"))):
             if value is not None and not (isinstance(value, int) and value <= LARGEST[name]):
                 raise ValueError(f"`{name}` must be a number, and at most {LARGEST[name]}, got {value!r}.")
@@ -194,24 +191,34 @@ class SinkhornConfig(PreTrainedConfig):
             self.auto_map = dict(AUTO_MAP)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs: Any) -> "SinkhornConfig":
+        """As the library's. The errors of `from_dict` name the file too."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except SinkhornConfigError as error:
+            raise SinkhornConfigError(f"{pretrained_model_name_or_path}: {error}") from error
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """
         As the library's.
 
         Raises:
-            `OSError`: there is no config.json, or it holds no fields. The library would go on with the defaults.
+            `OSError`: there is no config.json, or it holds no fields. The library would use the defaults.
         """
         name = pretrained_model_name_or_path
-        again = "Copy or download it again, or write one with `config.save_pretrained`."
+        get_again = "Copy or download it again, or write one with `config.save_pretrained`."
         try:
             fields, kwargs = super().get_config_dict(name, **kwargs)
         except OSError:
             raise
         except Exception as error:
-            raise OSError(f"The config.json of {name} cannot be read ({_told(error)}). {again}") from error
+            raise OSError(
+                f"The config.json of {name} cannot be read ({describe_error(error)}). {get_again}"
+            ) from error
         if not isinstance(fields, dict) or not fields:
-            raise OSError(f"There is no config.json in {name}, or it holds no fields. {again}")
-        return fields | {"_read_from": str(name)}, kwargs  # for `from_dict`, which would not know
+            raise OSError(f"There is no config.json in {name}, or it holds no fields. {get_again}")
+        return fields, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "SinkhornConfig":
@@ -219,18 +226,18 @@ class SinkhornConfig(PreTrainedConfig):
         As the library's.
 
         Raises:
-            `SinkhornConfigError`: whatever is wrong with a field, with the name of the file.
+            `SinkhornConfigError`: for any wrong field, with the name of the file.
         """
-        fields = {name: value for name, value in config_dict.items() if name != "_read_from"}
-        name = config_dict.get("_read_from") or kwargs.get("name_or_path") or "a dict"
+        name = kwargs.get("name_or_path")  # `AutoConfig` gives it, which calls this method directly
         try:
-            made = super().from_dict(fields, **kwargs)
-            # What is set besides was put onto the finished configuration, where the library looks at types alone.
+            made = super().from_dict(dict(config_dict), **kwargs)
+            # The library sets other arguments on the finished configuration, and checks no more than their types.
             (made[0] if isinstance(made, tuple) else made).validate()
             return made
         except Exception as error:
             raise SinkhornConfigError(
-                f"The configuration of {name} (config.json, with what is set besides) is refused: {_told(error)}"
+                f"The configuration{f' of {name}' if name else ''} (config.json and the arguments given with it) is "
+                f"refused: {describe_error(error)}"
             ) from error
 
     @property
@@ -262,11 +269,11 @@ class SinkhornConfig(PreTrainedConfig):
 
     def check_again(self) -> None:
         """
-        Refuses fields that were set to what cannot work since the configuration was made. Not `validate()`: that also
-        has the library's check of `output_attentions`, which fails inside a model whose implementation is chosen already.
+        Refuses fields that were set to wrong values after the configuration was made. Not `validate()`: that includes
+        the library's check of `output_attentions`, which fails in a model whose implementation is already chosen.
 
         Raises:
-            `SinkhornConfigError`: in words that name the field and the cure.
+            `SinkhornConfigError`: it names the field and says what to change.
         """
         try:
             self.validate_architecture()
@@ -286,12 +293,12 @@ class SinkhornConfig(PreTrainedConfig):
             )
         if self.is_decoder and "sortcut_attention" in self.layer_types:
             raise ValueError(
-                "`layer_types` holds 'sortcut_attention' in a decoder (`is_decoder=True`): its queries would see later "
-                "tokens. Use 'sinkhorn_attention', or `is_decoder=False`."
+                "`layer_types` holds 'sortcut_attention' in a decoder (`is_decoder=True`): its queries would see "
+                "later tokens. Use 'sinkhorn_attention', or `is_decoder=False`."
             )
 
     def validate_architecture(self) -> None:
-        """Refuses what cannot work, in words that name the field and the cure."""
+        """Refuses what cannot work; each error names the field and says what to change."""
         self._validate_sizes()
         self._validate_choices()
         self._validate_sorting()
@@ -329,7 +336,9 @@ class SinkhornConfig(PreTrainedConfig):
         if not 0 <= self.initializer_range < math.inf:
             raise ValueError(f"`initializer_range` must be 0 or more and finite, got {self.initializer_range}.")
         if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
-            raise ValueError(f"`pad_token_id` ({self.pad_token_id}) is none of `vocab_size={self.vocab_size}` tokens.")
+            raise ValueError(
+                f"`pad_token_id` ({self.pad_token_id}) is none of the `vocab_size={self.vocab_size}` tokens."
+            )
 
     def _validate_choices(self) -> None:
         choices = {
@@ -355,7 +364,8 @@ class SinkhornConfig(PreTrainedConfig):
             )
         if self.sinkhorn_iterations > LARGEST["sinkhorn_iterations"]:
             raise ValueError(
-                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got {self.sinkhorn_iterations}."
+                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got "
+                f"{self.sinkhorn_iterations}."
             )
         if not 1e-6 <= self.sinkhorn_temperature <= 1e6:  # beyond, the logits overflow
             raise ValueError(f"`sinkhorn_temperature` must be above 0 (1e-6 to 1e6), got {self.sinkhorn_temperature}.")
@@ -372,27 +382,29 @@ class SinkhornConfig(PreTrainedConfig):
             )
 
     def _validate_rope(self) -> None:
-        """The library only warns of a bad RoPE, and fails on it later: here its frequencies are computed once."""
+        """The library only warns of wrong RoPE parameters, and fails later: here the frequencies are computed once."""
         if self.rope_parameters.get("partial_rotary_factor", 1) != 1:
             raise ValueError(
-                f"`rope_parameters` hold a `partial_rotary_factor` of {self.rope_parameters['partial_rotary_factor']}, "
-                "but all of a head is rotated here: leave it out."
+                f"`rope_parameters` hold a `partial_rotary_factor` of "
+                f"{self.rope_parameters['partial_rotary_factor']}, but all of a head is rotated here: leave it out."
             )
         try:
             rope_type, theta = self.rope_parameters["rope_type"], float(self.rope_parameters["rope_theta"])
-            is_sound = 0 < theta <= 1e18
-            if is_sound and rope_type != "default":
-                with torch.device("cpu"):  # models are built on "meta", where there is nothing to look at
+            is_valid = 0 < theta <= 1e18
+            if is_valid and rope_type != "default":
+                with torch.device("cpu"):  # models are built on "meta", where tensors have no values
                     frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](self, torch.device("cpu"))
-                is_sound = len(frequencies) == self.head_dim // 2 and bool(frequencies.isfinite().all())
-                is_sound = is_sound and math.isfinite(scale)
+                is_valid = len(frequencies) == self.head_dim // 2 and bool(frequencies.isfinite().all())
+                is_valid = is_valid and math.isfinite(scale)
         except Exception as error:
-            raise ValueError(f"`rope_parameters` ({self.rope_parameters}) give no RoPE: {_told(error)}") from error
-        if not is_sound:
+            raise ValueError(
+                f"`rope_parameters` ({self.rope_parameters}) give no RoPE: {describe_error(error)}"
+            ) from error
+        if not is_valid:
             raise ValueError(f"`rope_parameters` ({self.rope_parameters}) give no frequencies that are finite.")
 
 
-def _told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, (ValueError, StrictDataclassError)) else f"{type(error).__name__}: {error}"
 
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Safe loading: what `from_pretrained` refuses beyond what the library does, in words that name the file and the cure. By
-itself the library fills tensors that a file lacks with random numbers, and loads NaN, with no more than a logged table.
+Safe loading: what `from_pretrained` refuses in addition to the library, with errors that name the file and say what to
+do. The library itself fills tensors that a file lacks with random numbers, and loads NaN, and only logs a table.
 """
 
 import json
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 
-AGAIN = "Copy or download it again (`force_download=True`), or save the model again."
+GET_AGAIN = "Copy or download it again (`force_download=True`), or save the model again."
 NO_SAFETENSORS = "no file named model.*safetensors found|cannot be loaded with `safetensors`"  # the library's words
-STATED = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError)
+CLEAR_ERRORS = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ STATED = (OSError, ValueError, RuntimeError, ImportError, StrictDataclassError)
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a safetensors file, told without reading its numbers; `None` where nothing is."""
+    """What is wrong with a safetensors file, without reading its numbers; `None` where nothing is."""
     try:
         with safe_open(path, framework="pt"):
             return None
@@ -41,37 +41,39 @@ def damage_of(path: Path) -> str | None:
         start = file.read(512)
     size, header = path.stat().st_size, int.from_bytes(start[:8], "little")
     if not size:
-        return f"{path} is empty. {AGAIN}"
+        return f"{path} is empty. {GET_AGAIN}"
     if start.startswith(b"version https://git-lfs"):
         return f"{path} is a Git LFS pointer, not the weights. Get them with `git lfs pull` in its folder."
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return f"{path} is a web page, not weights: the address that it came from was a wrong one. {AGAIN}"
+        return f"{path} is a web page, not weights: it was downloaded from a wrong address. {GET_AGAIN}"
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        return f"{path} is a pickle under a safetensors name; it is not opened, because pickles can run code. {AGAIN}"
+        return (
+            f"{path} is a pickle under a safetensors name; it is not opened, because pickles can run code. {GET_AGAIN}"
+        )
     if size < 8 or (start[8:9] == b"{" and size < 8 + header):
-        return f"{path} is cut off: it ends after {size} bytes, within its header. {AGAIN}"
+        return f"{path} is cut off: it ends after {size} bytes, within its header. {GET_AGAIN}"
     try:
         with path.open("rb") as file:
             entries = json.loads(file.read(8 + header)[8:])
         expected = 8 + header + max(entry["data_offsets"][1] for name, entry in entries.items() if name[:2] != "__")
-    except Exception:  # a header that is damaged itself: `reason` says how
+    except Exception:  # the header itself is damaged: `reason` says how
         expected = size
     if size < expected:
-        return f"{path} is cut off: it has {size} of {expected} bytes. {AGAIN}"
-    return f"{path} is damaged, or is no safetensors file ({reason}). {AGAIN}"
+        return f"{path} is cut off: it has {size} of {expected} bytes. {GET_AGAIN}"
+    return f"{path} is damaged, or is no safetensors file ({reason}). {GET_AGAIN}"
 
 
 def damage_of_index(path: Path) -> str | None:
-    """The same of the index of a sharded model, and of shards that are not there."""
+    """The same for the index of a sharded model, and for missing shards."""
     try:
         index = json.loads(path.read_bytes())
     except ValueError as error:
-        return f"{path} is not JSON ({error}). {AGAIN}"
+        return f"{path} is not JSON ({error}). {GET_AGAIN}"
     where = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(where, dict) or not where or not all(isinstance(name, str) for name in where.values()):
-        return f"{path} has no `weight_map` of tensors to files. {AGAIN}"
+        return f"{path} has no `weight_map` of tensors to files. {GET_AGAIN}"
     if not isinstance(index.get("metadata"), dict):
-        return f"{path} has no `metadata`. {AGAIN}"
+        return f"{path} has no `metadata`. {GET_AGAIN}"
     if missing := [name for name in sorted(set(where.values())) if not (path.parent / name).is_file()]:
         return f"{path.parent / missing[0]} is missing, which {path.name} names. Get all of its files."
     return None
@@ -87,7 +89,7 @@ def damage_in(folder: Path) -> str | None:
 
 
 def _folder_of(name: str | os.PathLike | None, options: dict[str, Any]) -> Path | None:
-    """Where the files of a model are on this machine: its folder, or what the cache has of it."""
+    """Where the files of a model are on this machine: its folder, or its snapshot in the cache."""
     if name is None:
         return None
     if os.path.isdir(name):
@@ -100,19 +102,19 @@ def _folder_of(name: str | os.PathLike | None, options: dict[str, Any]) -> Path 
 
 
 @contextmanager
-def explained(name: str | os.PathLike | None, options: dict[str, Any]) -> Iterator[None]:
+def explain_loading_errors(name: str | os.PathLike | None, options: dict[str, Any]) -> Iterator[None]:
     """
-    Turns what `from_pretrained` of `name` raises about bad files into words that name the file and the cure. Costs
-    nothing where all goes well.
+    Turns what `from_pretrained` of `name` raises about bad files into errors that name the file and say what to do. It
+    looks at files only after an error.
 
     Raises:
-        `OSError`: a file is missing, damaged or pickled. `ValueError`: no model can be made of config.json. What names
-        its own cause already is raised as it is.
+        `OSError`: a file is missing, damaged or pickled. `ValueError`: no model can be made of config.json. A clear
+        error is raised as it is.
     """
     try:
         yield
     except Exception as error:
-        folder = None if isinstance(error, Refused) else _folder_of(name, options)
+        folder = None if isinstance(error, LoadingRefused) else _folder_of(name, options)
         if folder and (damage := damage_in(folder)):
             raise OSError(damage) from error
         if isinstance(error, OSError) and re.search(NO_SAFETENSORS, str(error)):
@@ -126,14 +128,14 @@ def explained(name: str | os.PathLike | None, options: dict[str, Any]) -> Iterat
                 ) from error
         if isinstance(error, OSError) and "Consistency check failed" in str(error):
             raise OSError(
-                f"The download of {name} broke off; what came of the file is not used. Try again. {error}"
+                f"The download of {name} broke off; the incomplete file is not used. Try again. {error}"
             ) from error
-        if isinstance(error, STATED) or (isinstance(error, TypeError) and "keyword argument" in str(error)):
+        if isinstance(error, CLEAR_ERRORS) or (isinstance(error, TypeError) and "keyword argument" in str(error)):
             if str(name) not in str(error):
                 error.add_note(f"(while loading {name})")
             raise
         raise ValueError(
-            f"{name}: no model can be made of its config.json ({type(error).__name__}: {error}). {AGAIN}"
+            f"{name}: no model can be made of its config.json ({type(error).__name__}: {error}). {GET_AGAIN}"
         ) from error
 
 
@@ -142,34 +144,33 @@ def explained(name: str | os.PathLike | None, options: dict[str, Any]) -> Iterat
 # --------------------------------------------------------------------------------------------------------------------
 
 
-class Refused(Exception):
-    """Says what is wrong with a file, and needs no further explanation."""
+class LoadingRefused(Exception):
+    """Already says what is wrong with a file."""
 
 
-class WrongWeights(Refused, ValueError):
-    """Weights that are missing, or that are no numbers."""
+class WrongWeights(LoadingRefused, ValueError):
+    """Weights that are missing, or not finite."""
 
 
-class WrongShapes(Refused, RuntimeError):
+class WrongShapes(LoadingRefused, RuntimeError):
     """Weights of other shapes than those of the model; the library raises `RuntimeError` for them too."""
 
 
 def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, info: Any) -> None:
     """
-    Refuses what the library would replace by random numbers, before it does so, and numbers that are not finite.
-
-    A head may be new, where the files are those of another class: fine-tuning begins like that.
+    Refuses what the library would replace by random numbers, before it does so, and numbers that are not finite. A
+    head may be new where the files belong to another class, as when fine-tuning begins.
 
     Raises:
-        `WrongShapes`, `WrongWeights`: naming file, tensor and cure.
+        `WrongShapes`, `WrongWeights`: naming file, tensor and what to do.
     """
     source = files[0] if len(files) == 1 else f"{len(files)} files in {Path(files[0]).parent}"
     cure = "Get or save config.json and weights again, together"
     if info.mismatched_keys and not load_config.ignore_mismatched_sizes:
         shapes = (f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info.mismatched_keys)
         raise WrongShapes(
-            f"The weights in {source} are not of the shapes that the configuration asks for: {_some(shapes)}. {cure}; or "
-            "draw these tensors anew with `ignore_mismatched_sizes=True`."
+            f"The weights in {source} are not of the shapes that the configuration asks for: {_first_names(shapes)}. "
+            f"{cure}; or initialise these tensors with random numbers by `ignore_mismatched_sizes=True`."
         )
     missing = set(info.missing_keys)
     for target, tied in model.all_tied_weights_keys.items():
@@ -181,9 +182,9 @@ def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, inf
         missing = {name for name in missing if name.startswith(f"{model.base_model_prefix}.")}
     if missing:
         raise WrongWeights(
-            f"{source} lacks {_some(missing)}, which {type(model).__name__} needs; they would be random numbers. {cure}. "
-            "To begin with random numbers on purpose, make the model from its configuration, and call "
-            "`load_state_dict(..., strict=False)`."
+            f"{source} lacks {_first_names(missing)}, which {type(model).__name__} needs; they would be random "
+            f"numbers. {cure}. To begin with random numbers on purpose, make the model from its configuration, and "
+            "call `load_state_dict(..., strict=False)`."
         )
     if load_config.hf_quantizer is None:
         _check_numbers(model, files)
@@ -194,17 +195,17 @@ def _check_numbers(model: PreTrainedModel, files: list[str]) -> None:
     file_of = {}
     for file in (file for file in files if file.endswith(".safetensors")):
         with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  it is no mapping
+            for name in tensors.keys():  # noqa: SIM118  not a mapping
                 ours = next((key for key in (name, prefix + name, name.removeprefix(prefix)) if key in state), None)
                 dtype = tensors.get_slice(name).get_dtype()
                 if ours and state[ours].is_floating_point() and not dtype.startswith(("F", "BF")):
-                    raise WrongWeights(f"{file}: {name} holds {dtype}, not floating-point numbers. {AGAIN}")
+                    raise WrongWeights(f"{file}: {name} holds {dtype}, not floating-point numbers. {GET_AGAIN}")
                 file_of[ours] = file
     for name, tensor in state.items():
         if not _is_finite(tensor):
             raise WrongWeights(
-                f"{file_of.get(name, files[0])}: {name} holds NaN or infinity (in {tensor.dtype}). The training run that "
-                "wrote it diverged, or the file is damaged, or its numbers need another `dtype`."
+                f"{file_of.get(name, files[0])}: {name} holds NaN or infinity (in {tensor.dtype}). The training run "
+                "that wrote it diverged, or the file is damaged, or its numbers need another `dtype`."
             )
 
 
@@ -216,7 +217,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(end.isfinite()) for end in torch.aminmax(tensor))  # NaN is both; no copy is made
 
 
-def _some(names: Iterable[str]) -> str:
+def _first_names(names: Iterable[str]) -> str:
     """The first few names of many."""
     names = sorted(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

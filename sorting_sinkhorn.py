@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-EQUAL = 1e-4  # weights of a sort matrix that differ by less than this part of themselves count as equal
+TIE_TOLERANCE = 1e-4  # weights of a sort matrix whose relative difference is smaller count as equal
 
 
 class BlockGrid(NamedTuple):
@@ -51,7 +51,7 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
     if attention_mask is not None:
         return _padded_grid(num_tokens, block_size, num_blocks, attention_mask != 0)
     filled = None
-    # A graph for any length cannot ask whether the last block is full.
+    # A graph for any length cannot depend on whether the last block is full.
     if torch.compiler.is_compiling() or num_blocks * block_size != num_tokens:
         slots = torch.arange(num_blocks * block_size, device=device)
         filled = (slots < num_tokens).view(1, num_blocks, block_size)
@@ -78,7 +78,7 @@ def _padded_grid(num_tokens: int, block_size: int, num_blocks: int, is_real: Ten
     slots = torch.arange(num_slots, device=is_real.device) - offset
     filled = ((slots >= 0) & (slots < rank[:, -1:])).view(-1, num_blocks, block_size)
     slot_of_token = (rank - 1 + offset).clamp(min=0)
-    # The inverse. Padding goes to one slot past the last, which is cut off; not a sort, which ONNX has none of.
+    # The inverse. Padding goes to one slot past the last, which is cut off. Not by a sort: it is unsupported by ONNX.
     tokens = torch.arange(num_tokens, device=is_real.device).expand_as(rank)
     token_of_slot = rank.new_zeros(rank.shape[0], num_slots + 1)
     token_of_slot = token_of_slot.scatter(1, slot_of_token.masked_fill(~is_real, num_slots), tokens)[:, :-1]
@@ -93,8 +93,8 @@ def document_lengths(document: Tensor) -> Tensor:
 
 def packed_grid(document: Tensor, block_size: int) -> BlockGrid:
     """
-    The grid of rows that hold several documents end to end: each begins a block of its own, so that its blocks are those
-    that it would have alone.
+    The grid of rows that hold several documents end to end: each begins with a new block, so that it has the same
+    blocks as alone.
 
     Args:
         document: `(B, L)`, the number of the document of each token, from 0 on in each row, in order.
@@ -138,7 +138,7 @@ def to_blocks(tokens: Tensor, grid: BlockGrid) -> Tensor:
         tokens = tokens.masked_fill(empty.view(*empty.shape, *[1] * len(trailing)), 0)
     elif grid.filled is not None:
         num_slots = grid.num_blocks * grid.block_size
-        if torch.compiler.is_compiling():  # `pad` asks whether there is anything to pad
+        if torch.compiler.is_compiling():  # `pad` depends on whether there is anything to pad
             slots = torch.arange(num_slots, device=tokens.device).clamp(max=grid.num_tokens - 1)
             empty = ~grid.filled.flatten(1)
             tokens = tokens.index_select(1, slots).masked_fill(empty.view(*empty.shape, *[1] * len(trailing)), 0)
@@ -183,7 +183,7 @@ def causal_block_descriptors(
 ) -> tuple[Tensor, Tensor]:
     """
     What a causal SortNet reads of each destination block (design section 2.2): the sum or mean over all tokens of the
-    row up to and including the block's first, the last one that no query of the block lies before; or that one alone.
+    row up to and including the block's first, which all queries of the block may see; or that one alone.
 
     Args:
         first_tokens: `(B, N, E)`, the first token of each block.
@@ -199,8 +199,8 @@ def causal_block_descriptors(
     """
     start = (torch.zeros_like(sums[:, 0]) if before is None else before).unsqueeze(1)
     after = sums.cumsum(1) + start
-    # Not `after - sums`: what is added and taken away again leaves its rounding, a trace of later tokens. And not
-    # `sums[:, :1]` and `after[:, :-1]`, whose sizes a graph for any length would ask about.
+    # Not `after - sums`: adding and subtracting a number leaves its rounding error, a trace of later tokens. And not
+    # `sums[:, :1]` and `after[:, :-1]`, whose sizes would be guards in a graph for any length.
     if pooling == "first":
         return first_tokens.to(sums.dtype), after
     descriptors = torch.cat((start, after), dim=1)[:, :-1] + first_tokens
@@ -212,7 +212,7 @@ def causal_block_descriptors(
 
 
 def packed_causal_descriptors(first_tokens: Tensor, sums: Tensor, grid: BlockGrid, pooling: str) -> Tensor:
-    """`causal_block_descriptors` `(B, N, E)` of packed rows, which begin anew with each document."""
+    """`causal_block_descriptors` `(B, N, E)` of packed rows, which start again with each document."""
     if pooling == "first":
         return first_tokens.to(sums.dtype)
     block = torch.arange(grid.num_blocks, device=sums.device)
@@ -229,7 +229,7 @@ def nonempty_blocks(grid: BlockGrid) -> Tensor | None:
 
 
 def allowed_pairs(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:
-    """`(B or 1, 1, N, N)` bool, True where block `j` may be sorted beside block `i`; `None` where all may."""
+    """`(B or 1, 1, N, N)` bool, True where block `j` may be sorted next to block `i`; `None` where all may."""
     has_tokens = nonempty_blocks(grid)
     allowed = None
     if has_tokens is not None:
@@ -284,7 +284,7 @@ def soft_sort(sort_matrix: Tensor, blocks: Tensor, filled: Tensor | None, allowe
 
 
 class HardSort(NamedTuple):
-    """The choice of `hard_assignment`: which blocks are sorted beside each block."""
+    """The choice of `hard_assignment`: which blocks are sorted next to each block."""
 
     index: Tensor  # (B, G, n, S) the chosen source blocks
     chosen: Tensor  # (B, G, n, S) bool, False where there were fewer candidates than S
@@ -293,8 +293,8 @@ class HardSort(NamedTuple):
 
 def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: int) -> HardSort:
     """
-    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5). Of those that are equal but
-    for rounding, as blocks of the same text are, the first: else a row could depend on the padding beside it.
+    The `num_sorted_blocks` best candidates of each row of the sort matrix (design section 2.5). Of those that are
+    equal except for rounding, as blocks of the same text are, the first: otherwise a row could depend on its padding.
 
     Args:
         sort_matrix: `(B, G, n, N)`.
@@ -302,7 +302,8 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     """
     candidates = candidates.expand_as(sort_matrix)
     scores = sort_matrix.detach().masked_fill(~candidates, -1.0)
-    # There are always as many places, if not candidates. A graph for any length cannot ask how many are missing.
+    # Padded to at least that many places, even without as many candidates. A graph for any length cannot compare
+    # sizes.
     missing = num_sorted_blocks - (1 if torch.compiler.is_compiling() else sort_matrix.shape[-1])
     if missing > 0:
         scores, sort_matrix = (
@@ -313,7 +314,9 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
     indices, bests = [], []
     for _ in range(num_sorted_blocks):
         best = scores.amax(-1, keepdim=True)
-        index = torch.where(scores >= best - EQUAL * best.abs(), order, scores.shape[-1]).amin(-1, keepdim=True)
+        index = torch.where(scores >= best - TIE_TOLERANCE * best.abs(), order, scores.shape[-1]).amin(
+            -1, keepdim=True
+        )
         scores = scores.scatter(-1, index, -1.0)
         indices.append(index)
         bests.append(best)
@@ -353,7 +356,7 @@ def local_offsets(num_local_blocks: int, causal: bool) -> range:
 
 
 def local_window(blocks: Tensor, offsets: range) -> Tensor:
-    """`(B, N, b, ...)` blocks to `(B, N, len(offsets) * b, ...)`: each block's neighbours in a row, 0 past the ends."""
+    """`(B, N, b, ...)` blocks to `(B, N, len(offsets) * b, ...)`: each block and its neighbours, 0 past the ends."""
     if len(offsets) == 1:
         return blocks
     return torch.cat([_shift_blocks(blocks, offset) for offset in offsets], dim=2)

@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Block attention on a GPU, in Triton: one kernel forward and three backward, which rotate, gather and attend in registers and keep
-no more than the logarithm of each softmax's denominator. What they compute is defined by `attention_sinkhorn.py`'s torch path.
+Block attention on a GPU, in Triton: one kernel forward and three backward, which rotate, gather and attend in
+registers. Of the scores they keep no more than the logarithm of each softmax's denominator. What they compute is
+defined by the torch path of `attention_sinkhorn.py`.
 
 Shape letters as in `block_attention_sinkhorn.py`.
 """
@@ -11,67 +12,69 @@ from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
-    from .triton_sinkhorn import on_its_device, runs_on, tl, triton
+    from .triton_sinkhorn import is_triton_supported, on_its_device, tl, triton
 except ImportError:  # flat modules, as installed
-    from triton_sinkhorn import on_its_device, runs_on, tl, triton
+    from triton_sinkhorn import is_triton_supported, on_its_device, tl, triton
 
 
-# What the kernels take: a power of two each, so that no tile is filled up, and half a head is a matrix unit's least size.
+# Supported sizes: powers of two, so that tiles need no padding; half a head is a matrix unit's smallest size.
 BLOCK_SIZES = (16, 32, 64, 128)
 HEAD_DIMS = (32, 64, 128)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TILES_HELD = 12  # tiles of a block of one head that shared memory must have room for; less was not tried
-UNSEEN = tl.constexpr(-1e30)  # stands for minus infinity, so that a row that sees nothing is finite
+TILES_IN_SHARED_MEMORY = 12  # tiles of a block of one head that it must have room for; less was not tried
+MASKED_SCORE = tl.constexpr(-1e30)  # instead of minus infinity, so that a row that sees nothing is finite
 
 
-def takes(query: Tensor) -> bool:
-    """Whether `block_attention` runs, and takes a query `(B, N, b, H, D)` of this type and these sizes."""
+def is_query_supported(query: Tensor) -> bool:
+    """Whether `block_attention` runs here, and supports a query `(B, N, b, H, D)` of this dtype and these sizes."""
     block_size, width = query.shape[2], query.shape[4]
-    if query.dtype not in DTYPES or block_size not in BLOCK_SIZES or width not in HEAD_DIMS or not runs_on(query):
+    if query.dtype not in DTYPES or block_size not in BLOCK_SIZES or width not in HEAD_DIMS:
         return False
-    if torch.are_deterministic_algorithms_enabled():  # gradients of gathered blocks are added up in any order
+    if not is_triton_supported(query):
+        return False
+    if torch.are_deterministic_algorithms_enabled():  # gradients of gathered blocks are summed in any order
         return False
     shared_memory = getattr(torch.cuda.get_device_properties(query.device), "shared_memory_per_block_optin", 0)
-    return TILES_HELD * block_size * width * query.element_size() <= shared_memory
+    return TILES_IN_SHARED_MEMORY * block_size * width * query.element_size() <= shared_memory
 
 
 def block_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    rotation: tuple[Tensor, Tensor],
+    tables: tuple[Tensor, Tensor],
     mixed: tuple[Tensor, Tensor, tuple[Tensor, Tensor]] | None,
     gathered: tuple[Tensor, Tensor] | None,
     mask: Tensor | None,
     scaling: float,
 ) -> Tensor:
     """
-    Attention of every block to [what is sorted beside it ; itself] in one softmax, as `block_attention_sinkhorn.block_attention`.
+    Attention of every block to [what is sorted next to it ; itself] in one softmax, as
+    `block_attention_sinkhorn.block_attention`.
 
     Args:
         query: `(B, N, b, H, D)`, not rotated yet; `b` of `BLOCK_SIZES`, `D` of `HEAD_DIMS`, of `DTYPES`.
         key, value: `(B, G, N, b, D)`, not rotated yet.
-        rotation: tables `(B or 1, N, b, D)`, whose second half of `D` repeats the first.
-        mixed: blocks `(B, G, N, b, D)` beside each block, key and value, and their tables; or
-        gathered: the numbers `(B, G, N, S)` of the blocks beside each block, and their weights, which are 1.
+        tables: `(B or 1, N, b, D)`, whose second half of `D` repeats the first.
+        mixed: blocks `(B, G, N, b, D)` next to each block, key and value, and their tables; or
+        gathered: the numbers `(B, G, N, S)` of the blocks next to each block, and their weights, which are 1.
         mask: bool `(B or 1, N, 1 or G, 1 or b, (S + 1) * b)`, sorted keys first.
 
     Returns:
         `(B, N, b, H, D)`.
     """
-    key, value = (
-        x.permute(0, 2, 3, 1, 4).to(query.dtype).contiguous() for x in (key, value)
-    )  # as they were projected
-    mixed_key, mixed_value, mixed_rotation = mixed or (None, None, (None, None))
+    # As they were projected.
+    key, value = (x.permute(0, 2, 3, 1, 4).to(query.dtype).contiguous() for x in (key, value))
+    mixed_key, mixed_value, mixed_tables = mixed or (None, None, (None, None))
     if mixed is not None:
         mixed_key, mixed_value = (x.to(query.dtype).contiguous() for x in (mixed_key, mixed_value))
-        mixed_rotation = tuple(x.contiguous() for x in mixed_rotation)
+        mixed_tables = tuple(x.contiguous() for x in mixed_tables)
     index, weight = gathered or (None, None)
     if gathered is not None:
         index, weight = index.contiguous(), weight.contiguous()
     output, _ = _attend(
         query.contiguous(), key, value, mixed_key, mixed_value, weight, index, mask,
-        *(x.contiguous() for x in rotation), *mixed_rotation, scaling,
+        *(x.contiguous() for x in tables), *mixed_tables, scaling,
     )  # fmt: skip
     return output
 
@@ -93,7 +96,7 @@ def _attend(
     mixed_sin: Tensor | None,
     scaling: float,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the logarithm of the softmax's denominator `(B, N, H, b)`. `key` and `value` `(B, N, b, G, D)`."""
+    """The output, and the softmax's log denominators `(B, N, H, b)`. `key` and `value` `(B, N, b, G, D)`."""
     output, denominators = torch.empty_like(query), _denominators_like(query)
     batch, num_blocks, _, heads, _ = query.shape
     tensors, sizes = _arguments(query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin)
@@ -131,11 +134,11 @@ def _attend_backward(
     )
     if index is None:
         grad_key, grad_value = torch.empty_like(key), torch.empty_like(value)
-    else:  # a block may be read by many, whose sum half precision would round each time
+    else:  # several blocks may read one, and half precision would round each partial sum
         grad_key, grad_value = (torch.zeros_like(x, dtype=torch.float32) for x in (key, value))
     *grad_mixed, grad_weight = (_empty_like(x, query) for x in (mixed_key, mixed_value, weight))
     grads = (grad_key, grad_value, *grad_mixed, grad_weight)
-    for own, tiles in ((True, 1), (False, sizes["NUM_BESIDE"])):
+    for own, tiles in ((True, 1), (False, sizes["NUM_SORTED"])):
         if tiles:
             _attend_key_grad[(num_blocks * tiles, groups, batch)](
                 *tensors, denominators, grad, deltas, *grads, scaling, **sizes, OWN=own
@@ -160,7 +163,7 @@ def _keep_inputs(ctx, inputs, output):
 
 
 def _through_attention(ctx, grad, _):
-    saved = ctx.saved_tensors  # once: activation checkpointing unpacks them no second time
+    saved = ctx.saved_tensors  # once: under activation checkpointing they cannot be unpacked again
     _, _, _, _, _, mixed_key, mixed_value, weight, *_ = saved
     query, key, value, *others = _attend_backward(grad.contiguous(), *saved, ctx.scaling)
     given = (None if x is None else g for x, g in zip((mixed_key, mixed_value, weight), others))
@@ -171,7 +174,7 @@ _attend.register_autograd(_through_attention, setup_context=_keep_inputs)
 
 
 def _empty_like(x: Tensor | None, query: Tensor) -> Tensor:
-    """Without entries for what was not given: an op returns tensors, and each but once."""
+    """Without entries for what was not given: an op must return tensors, and no tensor twice."""
     return query.new_empty(0) if x is None else torch.empty_like(x)
 
 
@@ -181,13 +184,13 @@ def _denominators_like(query: Tensor) -> Tensor:
 
 
 def _arguments(query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin):
-    """What every kernel takes first, and its sizes. What is not given is a pointer that is not read."""
+    """The first arguments of every kernel, and its sizes. For what is not given, a pointer that is not read."""
     batch, num_blocks, block_size, heads, width = query.shape
     groups = key.shape[3]
-    num_beside = index.shape[-1] if index is not None else int(mixed_key is not None)
+    num_sorted = index.shape[-1] if index is not None else int(mixed_key is not None)
     strides = (0,) * 5
     if mask is not None:
-        num_keys = (num_beside + 1) * block_size
+        num_keys = (num_sorted + 1) * block_size
         strides = mask.expand(batch, num_blocks, groups, block_size, num_keys).stride()
         mask = mask.view(torch.uint8)
     tensors = [query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin]
@@ -195,7 +198,7 @@ def _arguments(query, key, value, mixed_key, mixed_value, index, mask, cos, sin,
     table_strides = (_row_stride(cos), 0 if mixed_cos is None else _row_stride(mixed_cos))
     sizes = {
         "GATHERED": index is not None,
-        "NUM_BESIDE": num_beside,
+        "NUM_SORTED": num_sorted,
         "MASKED": mask is not None,
         "HEADS": heads,
         "GROUPS": groups,
@@ -212,7 +215,7 @@ def _row_stride(table: Tensor) -> int:
 
 
 @triton.jit
-def _load_turned(x, token_stride, cos, sin, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+def _load_rotated(x, token_stride, cos, sin, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     """The two halves `(b, D / 2)` of a block of one head, rotated."""
     HALF: tl.constexpr = WIDTH // 2
     token = tl.arange(0, SIZE)[:, None]
@@ -221,9 +224,9 @@ def _load_turned(x, token_stride, cos, sin, SIZE: tl.constexpr, WIDTH: tl.conste
     second = tl.load(x + token * token_stride + HALF + place)
     c = tl.load(cos + token * WIDTH + place).to(tl.float32)
     s = tl.load(sin + token * WIDTH + place).to(tl.float32)
-    turned = first.to(tl.float32) * c - second.to(tl.float32) * s
-    turned_second = second.to(tl.float32) * c + first.to(tl.float32) * s
-    return turned.to(first.dtype), turned_second.to(first.dtype)
+    rotated = first.to(tl.float32) * c - second.to(tl.float32) * s
+    rotated_second = second.to(tl.float32) * c + first.to(tl.float32) * s
+    return rotated.to(first.dtype), rotated_second.to(first.dtype)
 
 
 @triton.jit
@@ -232,7 +235,7 @@ def _load_tile(x, token_stride, SIZE: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _turn_back(first, second, cos, sin, SIZE: tl.constexpr, WIDTH: tl.constexpr):
+def _rotate_back(first, second, cos, sin, SIZE: tl.constexpr, WIDTH: tl.constexpr):
     """The transpose of the rotation."""
     token = tl.arange(0, SIZE)[:, None]
     place = tl.arange(0, WIDTH // 2)[None, :]
@@ -251,27 +254,27 @@ def _product(a, b):
 def _load_keys(
     key, value, mixed_key, mixed_value, index, cos, sin, mixed_cos, mixed_sin,
     row, block, group, tile, num_blocks, table_stride, mixed_table_stride,
-    OWN: tl.constexpr, GATHERED: tl.constexpr, NUM_BESIDE: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr,
+    OWN: tl.constexpr, GATHERED: tl.constexpr, NUM_SORTED: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):  # fmt: skip
     """
-    Rotated keys, in halves, and values of what stands beside a block in place `tile`, or of the block itself (`OWN`); the
-    offset of it in its tensor; and the tables that it was rotated by.
+    Rotated keys, in halves, and values of the sorted block in place `tile` next to a block, or of the block itself
+    (`OWN`); its offset in its tensor; and the tables that it was rotated by.
     """
     if OWN or GATHERED:
         source = block
         if not OWN:
-            source = tl.load(index + ((row * GROUPS + group) * num_blocks + block) * NUM_BESIDE + tile)
+            source = tl.load(index + ((row * GROUPS + group) * num_blocks + block) * NUM_SORTED + tile)
         offset = ((row * num_blocks + source) * SIZE * GROUPS + group) * WIDTH
         c = cos + row * table_stride + source * SIZE * WIDTH
         s = sin + row * table_stride + source * SIZE * WIDTH
-        first, second = _load_turned(key + offset, GROUPS * WIDTH, c, s, SIZE, WIDTH)
+        first, second = _load_rotated(key + offset, GROUPS * WIDTH, c, s, SIZE, WIDTH)
         values = _load_tile(value + offset, GROUPS * WIDTH, SIZE, WIDTH)
     else:
         offset = ((row * GROUPS + group) * num_blocks + block) * SIZE * WIDTH
         c = mixed_cos + row * mixed_table_stride + block * SIZE * WIDTH
         s = mixed_sin + row * mixed_table_stride + block * SIZE * WIDTH
-        first, second = _load_turned(mixed_key + offset, WIDTH, c, s, SIZE, WIDTH)
+        first, second = _load_rotated(mixed_key + offset, WIDTH, c, s, SIZE, WIDTH)
         values = _load_tile(mixed_value + offset, WIDTH, SIZE, WIDTH)
     return first, second, values, offset, c, s
 
@@ -288,7 +291,7 @@ def _load_visible(mask, row, block, group, tile, m0, m1, m2, m3, m4, SIZE: tl.co
 def _attend_forward(
     query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin,
     num_blocks, table_stride, mixed_table_stride, m0, m1, m2, m3, m4, output, denominators, scaling,
-    GATHERED: tl.constexpr, NUM_BESIDE: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
+    GATHERED: tl.constexpr, NUM_SORTED: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One program per block and query head."""
@@ -296,20 +299,20 @@ def _attend_forward(
     group = head // (HEADS // GROUPS)
     own = (row * num_blocks + block) * SIZE * HEADS * WIDTH + head * WIDTH
     table = row * table_stride + block * SIZE * WIDTH
-    q, q_second = _load_turned(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
+    q, q_second = _load_rotated(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
     highest = tl.full([SIZE], float("-inf"), tl.float32)
     total = tl.zeros([SIZE], tl.float32)
     attended = tl.zeros([SIZE, WIDTH], tl.float32)
-    for tile in tl.static_range(NUM_BESIDE + 1):
+    for tile in tl.static_range(NUM_SORTED + 1):
         k, k_second, values, _, _, _ = _load_keys(
             key, value, mixed_key, mixed_value, index, cos, sin, mixed_cos, mixed_sin,
             row, block, group, tile, num_blocks, table_stride, mixed_table_stride,
-            tile == NUM_BESIDE, GATHERED, NUM_BESIDE, GROUPS, SIZE, WIDTH,
+            tile == NUM_SORTED, GATHERED, NUM_SORTED, GROUPS, SIZE, WIDTH,
         )  # fmt: skip
         scores = (_product(q, tl.trans(k)) + _product(q_second, tl.trans(k_second))) * scaling
         if MASKED:
             visible = _load_visible(mask, row, block, group, tile, m0, m1, m2, m3, m4, SIZE)
-            scores = tl.where(visible, scores, UNSEEN)
+            scores = tl.where(visible, scores, MASKED_SCORE)
         higher = tl.maximum(highest, tl.max(scores, 1))
         weights = tl.exp(scores - higher[:, None])
         before = tl.exp(highest - higher)
@@ -329,7 +332,7 @@ def _attend_query_grad(
     query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin,
     num_blocks, table_stride, mixed_table_stride, m0, m1, m2, m3, m4,
     output, denominators, grad, grad_query, deltas, scaling,
-    GATHERED: tl.constexpr, NUM_BESIDE: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
+    GATHERED: tl.constexpr, NUM_SORTED: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One program per block and query head; leaves the sums of grad * output, `deltas` `(B, N, H, b)`."""
@@ -337,7 +340,7 @@ def _attend_query_grad(
     group = head // (HEADS // GROUPS)
     own = (row * num_blocks + block) * SIZE * HEADS * WIDTH + head * WIDTH
     table = row * table_stride + block * SIZE * WIDTH
-    q, q_second = _load_turned(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
+    q, q_second = _load_rotated(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
     upstream = _load_tile(grad + own, HEADS * WIDTH, SIZE, WIDTH)
     attended = _load_tile(output + own, HEADS * WIDTH, SIZE, WIDTH)
     delta = tl.sum(upstream.to(tl.float32) * attended.to(tl.float32), 1)
@@ -346,11 +349,11 @@ def _attend_query_grad(
     denominator = tl.load(denominators + line)
     first = tl.zeros([SIZE, WIDTH // 2], tl.float32)
     second = tl.zeros([SIZE, WIDTH // 2], tl.float32)
-    for tile in tl.static_range(NUM_BESIDE + 1):
+    for tile in tl.static_range(NUM_SORTED + 1):
         k, k_second, values, _, _, _ = _load_keys(
             key, value, mixed_key, mixed_value, index, cos, sin, mixed_cos, mixed_sin,
             row, block, group, tile, num_blocks, table_stride, mixed_table_stride,
-            tile == NUM_BESIDE, GATHERED, NUM_BESIDE, GROUPS, SIZE, WIDTH,
+            tile == NUM_SORTED, GATHERED, NUM_SORTED, GROUPS, SIZE, WIDTH,
         )  # fmt: skip
         scores = (_product(q, tl.trans(k)) + _product(q_second, tl.trans(k_second))) * scaling
         weights = tl.exp(scores - denominator[:, None])
@@ -361,7 +364,7 @@ def _attend_query_grad(
         grad_scores = grad_scores.to(k.dtype)
         first += _product(grad_scores, k)
         second += _product(grad_scores, k_second)
-    first, second = _turn_back(first, second, cos + table, sin + table, SIZE, WIDTH)
+    first, second = _rotate_back(first, second, cos + table, sin + table, SIZE, WIDTH)
     place = own + tl.arange(0, SIZE)[:, None] * HEADS * WIDTH + tl.arange(0, WIDTH // 2)[None, :]
     tl.store(grad_query + place, first.to(grad_query.dtype.element_ty))
     tl.store(grad_query + place + WIDTH // 2, second.to(grad_query.dtype.element_ty))
@@ -372,12 +375,12 @@ def _attend_key_grad(
     query, key, value, mixed_key, mixed_value, index, mask, cos, sin, mixed_cos, mixed_sin,
     num_blocks, table_stride, mixed_table_stride, m0, m1, m2, m3, m4,
     denominators, grad, deltas, grad_key, grad_value, grad_mixed_key, grad_mixed_value, grad_weight, scaling,
-    GATHERED: tl.constexpr, NUM_BESIDE: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
+    GATHERED: tl.constexpr, NUM_SORTED: tl.constexpr, MASKED: tl.constexpr, HEADS: tl.constexpr, GROUPS: tl.constexpr,
     SIZE: tl.constexpr, WIDTH: tl.constexpr, OWN: tl.constexpr,
 ):  # fmt: skip
-    """One program per block and key/value head: of its own keys and values, or of one of the blocks beside it."""
+    """One program per block and key/value head: of its own keys and values, or those of one of its sorted blocks."""
     HALF: tl.constexpr = WIDTH // 2
-    TILES: tl.constexpr = 1 if OWN else NUM_BESIDE
+    TILES: tl.constexpr = 1 if OWN else NUM_SORTED
     REPEATS: tl.constexpr = HEADS // GROUPS
     group, row = tl.program_id(1), tl.program_id(2).to(tl.int64)
     block = tl.program_id(0).to(tl.int64) // TILES
@@ -385,7 +388,7 @@ def _attend_key_grad(
     k, k_second, values, offset, key_cos, key_sin = _load_keys(
         key, value, mixed_key, mixed_value, index, cos, sin, mixed_cos, mixed_sin,
         row, block, group, tile, num_blocks, table_stride, mixed_table_stride,
-        OWN, GATHERED, NUM_BESIDE, GROUPS, SIZE, WIDTH,
+        OWN, GATHERED, NUM_SORTED, GROUPS, SIZE, WIDTH,
     )  # fmt: skip
     first = tl.zeros([SIZE, HALF], tl.float32)
     second = tl.zeros([SIZE, HALF], tl.float32)
@@ -394,13 +397,13 @@ def _attend_key_grad(
     for repeat in range(REPEATS):
         head = group * REPEATS + repeat
         own = (row * num_blocks + block) * SIZE * HEADS * WIDTH + head * WIDTH
-        q, q_second = _load_turned(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
+        q, q_second = _load_rotated(query + own, HEADS * WIDTH, cos + table, sin + table, SIZE, WIDTH)
         upstream = _load_tile(grad + own, HEADS * WIDTH, SIZE, WIDTH)
         line = ((row * num_blocks + block) * HEADS + head) * SIZE + tl.arange(0, SIZE)
         scores = (_product(q, tl.trans(k)) + _product(q_second, tl.trans(k_second))) * scaling
         weights = tl.exp(scores - tl.load(denominators + line)[:, None])
         if MASKED:
-            place = NUM_BESIDE if OWN else tile
+            place = NUM_SORTED if OWN else tile
             visible = _load_visible(mask, row, block, group, place, m0, m1, m2, m3, m4, SIZE)
             weights = tl.where(visible, weights, 0.0)
         of_values += _product(tl.trans(weights.to(upstream.dtype)), upstream)
@@ -410,13 +413,12 @@ def _attend_key_grad(
         first += _product(grad_scores, q)
         second += _product(grad_scores, q_second)
     token = tl.arange(0, SIZE)[:, None]
-    if (
-        GATHERED and not OWN
-    ):  # the weight multiplied the keys, whose rotation does not change their products, and values
+    if GATHERED and not OWN:
+        # The weight multiplied the values, and the keys, whose products a rotation does not change.
         products = tl.sum(first * k.to(tl.float32)) + tl.sum(second * k_second.to(tl.float32))
         products += tl.sum(of_values * values.to(tl.float32))
-        tl.store(grad_weight + ((row * GROUPS + group) * num_blocks + block) * NUM_BESIDE + tile, products)
-    first, second = _turn_back(first, second, key_cos, key_sin, SIZE, WIDTH)
+        tl.store(grad_weight + ((row * GROUPS + group) * num_blocks + block) * NUM_SORTED + tile, products)
+    first, second = _rotate_back(first, second, key_cos, key_sin, SIZE, WIDTH)
     if OWN or GATHERED:
         place = offset + token * GROUPS * WIDTH + tl.arange(0, WIDTH)[None, :]
         half = offset + token * GROUPS * WIDTH + tl.arange(0, HALF)[None, :]

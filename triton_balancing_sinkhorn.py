@@ -1,10 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Balancing of sort matrices on a GPU, in both kinds, in Triton: one kernel for up to 128 blocks and one per half-step beyond, and
-a scan along the rows for the causal kind. What they compute is defined by `balancing_sinkhorn.py`.
+Balancing of sort matrices on a GPU, in both kinds, in Triton: one kernel for up to 128 blocks, one per half-step
+beyond that, and a scan along the rows for the causal kind. What they compute is defined by `balancing_sinkhorn.py`.
 
-In both directions `log P = R - row - column`, where a row step renews `row` and a column step `column`. Shape letters as there;
-`M = B * G` matrices.
+In both directions `log P = R - row - column`, where a row step renews `row` and a column step `column`. Shape letters
+as there; `M = B * G` matrices.
 """
 
 import torch
@@ -17,9 +17,10 @@ except ImportError:  # flat modules, as installed
     from triton_sinkhorn import on_its_device, tl, triton
 
 
-WHOLE = 128  # blocks up to which one program holds a whole matrix to balance
-KEPT, SUMMED = tl.constexpr(16), tl.constexpr(128)  # of a tile beyond it: lines to sum, entries of each at a time
-ROWS, COLUMNS = tl.constexpr(64), tl.constexpr(16)  # of a tile of causal balancing
+MAX_BLOCKS_IN_ONE_PROGRAM = 128  # up to which one program holds a whole matrix
+# Beyond that, a tile: how many lines (rows or columns) it sums, and how many entries of each at a time.
+LINES_PER_TILE, ENTRIES_PER_TILE = tl.constexpr(16), tl.constexpr(128)
+CAUSAL_ROWS, CAUSAL_COLUMNS = tl.constexpr(64), tl.constexpr(16)  # of a tile of causal balancing
 
 
 def balance(logits: Tensor, iterations: int) -> Tensor:
@@ -38,14 +39,14 @@ def _balance(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
     num_matrices, num_blocks, _ = logits.shape
     rows = logits.new_empty(iterations + 1, num_matrices, num_blocks)
     columns = torch.empty_like(rows)
-    if num_blocks <= WHOLE:
+    if num_blocks <= MAX_BLOCKS_IN_ONE_PROGRAM:
         matrix, size = torch.empty_like(logits), triton.next_power_of_2(num_blocks)
         _balance_whole[(num_matrices,)](
             logits, rows, columns, matrix, num_matrices, num_blocks, iterations, SIZE=size, num_warps=_warps(size)
         )
         return matrix, rows, columns
     columns[0] = 0
-    grid = (triton.cdiv(num_blocks, KEPT.value), num_matrices)
+    grid = (triton.cdiv(num_blocks, LINES_PER_TILE.value), num_matrices)
     for step in range(iterations + 1):
         _sum_lines[grid](logits, columns[step], rows[step], num_blocks, num_blocks, 1)
         if step < iterations:
@@ -58,32 +59,40 @@ def _balance(logits: Tensor, iterations: int) -> tuple[Tensor, Tensor, Tensor]:
 def _balance_backward(grad: Tensor, logits: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     steps, num_matrices, num_blocks = rows.shape
     grad_logits = torch.empty_like(logits)
-    if num_blocks <= WHOLE:
+    if num_blocks <= MAX_BLOCKS_IN_ONE_PROGRAM:
         size = triton.next_power_of_2(num_blocks)
         _balance_whole_backward[(num_matrices,)](
             logits, rows, columns, grad, grad_logits, num_matrices, num_blocks, steps - 1, SIZE=size,
             num_warps=_warps(size),
         )  # fmt: skip
         return grad_logits
-    # First the gradients of all potentials, last to first; then, in one pass, what they all are to the logits.
+    # First the gradients of all potentials, last to first; then, in one pass, that of the logits.
     grad_rows, grad_columns = torch.empty_like(rows), torch.empty_like(columns)
     by_row, by_column = (num_blocks, num_blocks, 1), (num_blocks, 1, num_blocks)
-    lines = (triton.cdiv(num_blocks, KEPT.value), num_matrices)
+    lines = (triton.cdiv(num_blocks, LINES_PER_TILE.value), num_matrices)
     last = steps - 1
     row, column = rows[last], columns[last]
-    _pull[lines](logits, row, column, row, grad, grad_rows[last], *by_row, WEIGHTED=False, GRAD=True)
-    _pull[lines](logits, column, row, grad_rows[last], grad, grad_columns[last], *by_column, WEIGHTED=True, GRAD=True)
+    _potential_grad[lines](logits, row, column, row, grad, grad_rows[last], *by_row, WEIGHTED=False, GRAD=True)
+    _potential_grad[lines](
+        logits, column, row, grad_rows[last], grad, grad_columns[last], *by_column, WEIGHTED=True, GRAD=True
+    )
     for step in range(last - 1, -1, -1):
         row, column = rows[step], columns[step + 1]
-        _pull[lines](
+        _potential_grad[lines](
             logits, row, column, grad_columns[step + 1], grad, grad_rows[step], *by_row, WEIGHTED=True, GRAD=False
         )
         column = columns[step]
-        _pull[lines](
+        _potential_grad[lines](
             logits, column, row, grad_rows[step], grad, grad_columns[step], *by_column, WEIGHTED=True, GRAD=False
         )
-    tiles = (triton.cdiv(num_blocks, KEPT.value), triton.cdiv(num_blocks, SUMMED.value), num_matrices)
-    _collect[tiles](logits, rows, columns, grad_rows, grad_columns, grad, grad_logits, num_matrices, num_blocks, last)
+    tiles = (
+        triton.cdiv(num_blocks, LINES_PER_TILE.value),
+        triton.cdiv(num_blocks, ENTRIES_PER_TILE.value),
+        num_matrices,
+    )
+    _logits_grad[tiles](
+        logits, rows, columns, grad_rows, grad_columns, grad, grad_logits, num_matrices, num_blocks, last
+    )
     return grad_logits
 
 
@@ -184,12 +193,12 @@ def _balance_whole_backward(
 def _sum_lines(logits, summed_potential, kept_potential, num_blocks, kept_stride, summed_stride):
     """Half a step, for a few lines (rows or columns) of a matrix: logsumexp(R - other potential) over each."""
     number = tl.program_id(1).to(tl.int64)
-    kept = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
+    kept = tl.program_id(0) * LINES_PER_TILE + tl.arange(0, LINES_PER_TILE)
     logits += number * num_blocks * num_blocks
-    highest = tl.full([KEPT], float("-inf"), tl.float32)
-    total = tl.zeros([KEPT], tl.float32)
-    for start in range(0, num_blocks, SUMMED):
-        summed = start + tl.arange(0, SUMMED)
+    highest = tl.full([LINES_PER_TILE], float("-inf"), tl.float32)
+    total = tl.zeros([LINES_PER_TILE], tl.float32)
+    for start in range(0, num_blocks, ENTRIES_PER_TILE):
+        summed = start + tl.arange(0, ENTRIES_PER_TILE)
         inside = (kept < num_blocks)[:, None] & (summed < num_blocks)[None, :]
         entry = kept[:, None].to(tl.int64) * kept_stride + summed[None, :] * summed_stride
         x = tl.load(logits + entry, mask=inside, other=float("-inf"))
@@ -203,17 +212,17 @@ def _sum_lines(logits, summed_potential, kept_potential, num_blocks, kept_stride
 
 
 @triton.jit
-def _pull(
+def _potential_grad(
     logits, kept_potential, summed_potential, weight, grad, result, num_blocks, kept_stride, summed_stride,
     WEIGHTED: tl.constexpr, GRAD: tl.constexpr,
 ):  # fmt: skip
     """The gradient of a potential: minus the sum over each line of exp(R - row - column) * (weight + grad)."""
     number = tl.program_id(1).to(tl.int64)
-    kept = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
+    kept = tl.program_id(0) * LINES_PER_TILE + tl.arange(0, LINES_PER_TILE)
     own = tl.load(kept_potential + number * num_blocks + kept, mask=kept < num_blocks, other=0.0)
-    total = tl.zeros([KEPT], tl.float32)
-    for start in range(0, num_blocks, SUMMED):
-        summed = start + tl.arange(0, SUMMED)
+    total = tl.zeros([LINES_PER_TILE], tl.float32)
+    for start in range(0, num_blocks, ENTRIES_PER_TILE):
+        summed = start + tl.arange(0, ENTRIES_PER_TILE)
         line = number * num_blocks + summed
         inside = (kept < num_blocks)[:, None] & (summed < num_blocks)[None, :]
         entry = kept[:, None].to(tl.int64) * kept_stride + summed[None, :] * summed_stride
@@ -231,13 +240,13 @@ def _pull(
 
 
 @triton.jit
-def _collect(
+def _logits_grad(
     logits, rows, columns, grad_rows, grad_columns, grad, grad_logits, num_matrices, num_blocks, iterations
 ):  # fmt: skip
-    """What the gradients of all potentials, and of the matrix, are to the logits, for one tile."""
+    """The gradient of the logits from those of all potentials and of the matrix, for one tile."""
     number = tl.program_id(2).to(tl.int64)
-    i = tl.program_id(0) * KEPT + tl.arange(0, KEPT)
-    j = tl.program_id(1) * SUMMED + tl.arange(0, SUMMED)
+    i = tl.program_id(0) * LINES_PER_TILE + tl.arange(0, LINES_PER_TILE)
+    j = tl.program_id(1) * ENTRIES_PER_TILE + tl.arange(0, ENTRIES_PER_TILE)
     inside = (i < num_blocks)[:, None] & (j < num_blocks)[None, :]
     entry = number * num_blocks * num_blocks + i[:, None].to(tl.int64) * num_blocks + j[None, :]
     x = tl.load(logits + entry, mask=inside, other=float("-inf"))
@@ -261,17 +270,17 @@ def _collect(
     tl.store(grad_logits + entry, total, mask=inside)
 
 
-# Causal balancing: a column's normaliser in row `i` sums over the rows up to `i`, so it is a scan along the rows
+# Causal balancing: a column's normaliser in row `i` sums over the rows up to `i`, so it is a scan along the rows.
 
 
 def balance_causally(logits: Tensor, iterations: int, capacity: bool) -> tuple[Tensor, Tensor]:
     """
-    `causal_sinkhorn_balance` of `(B, G, N, N)` float32 logits of whole rows, minus infinity where a pair is not allowed.
-    Backward keeps the logits alone, and computes the rest again.
+    `causal_sinkhorn_balance` of `(B, G, N, N)` float32 logits of whole rows, minus infinity where a pair is not
+    allowed. Backward keeps the logits alone, and computes the rest again.
 
     Returns:
         The balanced matrix, rows that allow nothing 0; and the logarithms of the columns' sums after the last row,
-        `(B, G, T, N)`, through which nothing is learned.
+        `(B, G, T, N)`, which have no gradient.
     """
     batch, groups, num_blocks, _ = logits.shape
     matrix, sums = _balance_causally(logits.flatten(0, 1).contiguous(), iterations, capacity)
@@ -302,7 +311,7 @@ def _balance_causally_backward(grad: Tensor, logits: Tensor, iterations: int, ca
     rows.append(_line_sums(after[-1]))
     upstream, grid = grad * (after[-1] - rows[-1].unsqueeze(-1)).exp_(), _tiles_of_columns(logits)
     for step in range(iterations - 1, -1, -1):
-        _causal_pull[grid](
+        _causal_step_grad[grid](
             after[step], after[step + 1], rows[step], rows[step + 1], upstream, upstream.sum(-1), upstream, num_blocks,
             CAPACITY=capacity,
         )  # fmt: skip
@@ -335,7 +344,7 @@ def _line_sums(logits: Tensor) -> Tensor:
     """logsumexp over each row, `(M, N)`."""
     num_matrices, num_blocks, _ = logits.shape
     result, nothing = logits.new_empty(num_matrices, num_blocks), logits.new_zeros(num_matrices, num_blocks)
-    grid = (triton.cdiv(num_blocks, KEPT.value), num_matrices)
+    grid = (triton.cdiv(num_blocks, LINES_PER_TILE.value), num_matrices)
     _sum_lines[grid](logits, nothing, result, num_blocks, num_blocks, 1)
     return result
 
@@ -349,7 +358,7 @@ def _causal_step(logits: Tensor, result: Tensor, sums: Tensor, capacity: bool) -
 
 
 def _tiles_of_columns(logits: Tensor) -> tuple[int, int]:
-    return triton.cdiv(logits.shape[-1], COLUMNS.value), logits.shape[0]
+    return triton.cdiv(logits.shape[-1], CAUSAL_COLUMNS.value), logits.shape[0]
 
 
 @triton.jit
@@ -363,10 +372,10 @@ def _log_add(a, b):
 def _accumulate_columns(logits, rows, result, sums, num_blocks, sums_stride, CAPACITY: tl.constexpr):
     """For a few columns, from the first row to the last: divides each entry by its row, and by its column so far."""
     number = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    so_far = tl.full([COLUMNS], float("-inf"), tl.float32)
-    for start in range(0, num_blocks, ROWS):
-        row = start + tl.arange(0, ROWS)
+    column = tl.program_id(0) * CAUSAL_COLUMNS + tl.arange(0, CAUSAL_COLUMNS)
+    so_far = tl.full([CAUSAL_COLUMNS], float("-inf"), tl.float32)
+    for start in range(0, num_blocks, CAUSAL_ROWS):
+        row = start + tl.arange(0, CAUSAL_ROWS)
         inside = (row < num_blocks)[:, None] & (column < num_blocks)[None, :]
         entry = number * num_blocks * num_blocks + row[:, None].to(tl.int64) * num_blocks + column[None, :]
         x = tl.load(logits + entry, mask=inside, other=float("-inf"))
@@ -383,8 +392,8 @@ def _accumulate_columns(logits, rows, result, sums, num_blocks, sums_stride, CAP
 @triton.jit
 def _rescale_and_add(later_sum, later, own_sum, own):
     """
-    Adds gradients that count relative to the column's sum in some row: those of later rows, carried to a row, and its own.
-    Rows that take no part have the sum minus infinity.
+    Adds gradients that are relative to the column's sum in some row: those of later rows, rescaled to a row, and its
+    own. Rows that take no part have the sum minus infinity.
     """
     total = tl.where(own_sum == float("-inf"), later_sum, own_sum)
     share = tl.where(later_sum == float("-inf"), 0.0, tl.exp(total - later_sum))
@@ -392,22 +401,23 @@ def _rescale_and_add(later_sum, later, own_sum, own):
 
 
 @triton.jit
-def _causal_pull(
+def _causal_step_grad(
     before, after, rows, next_rows, upstream, upstream_sums, result, num_blocks, CAPACITY: tl.constexpr
 ):  # fmt: skip
     """
     Backward of one iteration, for a few columns, from the last row to the first, up to the division by rows, which the
-    iteration before completes. `upstream` is what the next iteration left in this way. With `y` the entries divided by
-    their rows and `c` their columns' sums: `z = y - c`, and `y` of row `k` has the share `exp(y[k] - c[i])` in `c[i]`.
+    iteration before completes. `upstream` is what the next iteration left for this one. With `y` the entries divided
+    by their rows and `c` their columns' sums: `z = y - c`, and `y` of row `k` has the share `exp(y[k] - c[i])` in
+    `c[i]`.
     """
     number = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    later_sum = tl.full([COLUMNS], float("-inf"), tl.float32)
-    later = tl.zeros([COLUMNS], tl.float32)
-    num_tiles = tl.cdiv(num_blocks, ROWS)
+    column = tl.program_id(0) * CAUSAL_COLUMNS + tl.arange(0, CAUSAL_COLUMNS)
+    later_sum = tl.full([CAUSAL_COLUMNS], float("-inf"), tl.float32)
+    later = tl.zeros([CAUSAL_COLUMNS], tl.float32)
+    num_tiles = tl.cdiv(num_blocks, CAUSAL_ROWS)
     for tile in range(num_tiles):
-        local = tl.arange(0, ROWS)
-        row = (num_tiles - 1 - tile) * ROWS + local
+        local = tl.arange(0, CAUSAL_ROWS)
+        row = (num_tiles - 1 - tile) * CAUSAL_ROWS + local
         inside = (row < num_blocks)[:, None] & (column < num_blocks)[None, :]
         entry = number * num_blocks * num_blocks + row[:, None].to(tl.int64) * num_blocks + column[None, :]
         line = number * num_blocks + row

@@ -1,10 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Whether kernels in Triton run here, for `triton_balancing_sinkhorn.py` and `triton_attention_sinkhorn.py`: on an NVIDIA GPU, or
-in Triton's interpreter.
+Whether kernels in Triton run here, for `triton_balancing_sinkhorn.py` and `triton_attention_sinkhorn.py`: on an NVIDIA
+GPU, or in Triton's interpreter.
 
-Written as whole-tensor operations, balancing and block attention are many small kernels: at a few thousand tokens a GPU waits
-for the next one to be launched most of the time. There each is one custom op, with a backward of its own.
+As operations on whole tensors, balancing and block attention are many small kernels: at a few thousand tokens a GPU
+spends most of the time waiting for the next launch. In these modules each is one custom op with its own backward.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 
-# Before triton, whose import takes time: where nothing could run the kernels, nothing waits for it.
+# Before the import of triton, which takes time: where the kernels cannot run, it is not imported.
 if torch.version.cuda is None and not os.environ.get("TRITON_INTERPRET"):
     raise ImportError("triton_sinkhorn needs torch built for CUDA, or Triton's interpreter (TRITON_INTERPRET=1).")
 try:
@@ -29,15 +29,15 @@ except ImportError as error:
 LEAST_COMPUTE_CAPABILITY = 8  # Ampere: Triton has no matrix units for older ones
 
 
-def runs_on(x: Tensor) -> bool:
-    """Whether the device that holds `x` runs the kernels, and they may be used: an exported graph must run anywhere."""
+def is_triton_supported(x: Tensor) -> bool:
+    """Whether the kernels can run on the device of `x`. Not in an exported graph, which must run on any device."""
     if not x.is_cuda or torch.version.hip is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():
         return False
     return torch.cuda.get_device_properties(x.device).major >= LEAST_COMPUTE_CAPABILITY
 
 
 def on_its_device(function: Callable) -> Callable:
-    """Triton launches on the current device, which in a model spread over several need not be that of the tensors."""
+    """Launches kernels on the device of the tensors. In a model on several devices it may not be the current one."""
 
     @functools.wraps(function)
     def launch(first: Tensor, *others: Any) -> Any:

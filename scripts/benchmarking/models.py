@@ -32,7 +32,7 @@ from transformers import (
     ReformerModel,
 )
 
-from attention_sinkhorn import SinkhornAttention
+from attention_sinkhorn import SinkhornBaseAttention
 from common.model_settings import recorded_settings, round_up
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel
@@ -128,11 +128,11 @@ def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
 def take_attention_out(model: SinkhornModel) -> None:
     """Keeps the four projections of each layer, so no attention in the same network can be faster."""
 
-    def forward(self: SinkhornAttention, inputs: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
+    def forward(self: SinkhornBaseAttention, inputs: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None, None]:
         return self.o_proj(self.q_proj(inputs) + self.k_proj(inputs) + self.v_proj(inputs)), None, None
 
     for module in model.modules():
-        if isinstance(module, SinkhornAttention):
+        if isinstance(module, SinkhornBaseAttention):
             module.forward = MethodType(forward, module)
 
 

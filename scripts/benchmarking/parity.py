@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import attention_sinkhorn
+import sorted_blocks_sinkhorn
 from benchmarking.models import FULL_ATTENTION, SINKHORN_VARIANTS, sinkhorn_config
 from benchmarking.passes import enable_checkpointing
 from modeling_sinkhorn import SinkhornModel
@@ -205,10 +205,10 @@ def forced_permutation(variant: str, device: str) -> float:
     for _ in ("keys", "values"):
         blocks = torch.randn(1, 1, len(order), BLOCK, 6, dtype=torch.double, generator=generator).to(device)
         if SINKHORN_VARIANTS[variant].get("sort_assignment") == "hard":
-            choice = attention_sinkhorn.hard_assignment(matrix, torch.ones_like(matrix, dtype=torch.bool), 1)
-            moved = attention_sinkhorn.hard_sort(choice, blocks).squeeze(3)
+            choice = sorted_blocks_sinkhorn.hard_assignment(matrix, torch.ones_like(matrix, dtype=torch.bool), 1)
+            moved = sorted_blocks_sinkhorn.hard_sort(choice, blocks).squeeze(3)
         else:
-            moved = attention_sinkhorn.soft_sort(matrix, blocks, None)
+            moved = sorted_blocks_sinkhorn.soft_sort(matrix, blocks, None)
         errors.append(relative(moved, blocks.index_select(2, order)))
     return largest(errors)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-import attention_sinkhorn
+import sort_net_sinkhorn
 
 
 def recent(first_tokens: Tensor, sums: Tensor, block_size: int, *rest) -> tuple[Tensor, Tensor]:
@@ -22,10 +22,10 @@ def recent(first_tokens: Tensor, sums: Tensor, block_size: int, *rest) -> tuple[
 @contextmanager
 def causal_descriptor(name: str | None) -> Iterator[None]:
     """Inside it, causal SortNets read `"recent"`; `None` changes nothing."""
-    own = attention_sinkhorn.causal_block_descriptors
+    own = sort_net_sinkhorn.causal_block_descriptors
     if name is not None:
-        attention_sinkhorn.causal_block_descriptors = {"recent": recent}[name]
+        sort_net_sinkhorn.causal_block_descriptors = {"recent": recent}[name]
     try:
         yield
     finally:
-        attention_sinkhorn.causal_block_descriptors = own
+        sort_net_sinkhorn.causal_block_descriptors = own

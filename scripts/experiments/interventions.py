@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-import attention_sinkhorn
+import sort_net_sinkhorn
 from common.command_line import make_parser
 from common.run_record import provenance, write_json
 from modeling_sinkhorn import SinkhornForCausalLM
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 Replace = Callable[..., Tensor]  # logits, allowed pairs, iterations, what else balancing takes: to a sort matrix
-balance = attention_sinkhorn.causal_sinkhorn_balance
+balance = sort_net_sinkhorn.causal_sinkhorn_balance
 
 
 def trained(logits: Tensor, allowed: Tensor, iterations: int, *rest) -> Tensor:
@@ -77,11 +77,11 @@ def replacing_sort_matrices(replace: Replace) -> Iterator[list[Tensor]]:
         matrices.append(replace(logits, allowed, iterations, *rest))
         return matrices[-1], None
 
-    attention_sinkhorn.causal_sinkhorn_balance = sort
+    sort_net_sinkhorn.causal_sinkhorn_balance = sort
     try:
         yield matrices
     finally:
-        attention_sinkhorn.causal_sinkhorn_balance = balance
+        sort_net_sinkhorn.causal_sinkhorn_balance = balance
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 @contextmanager
 def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
     """
-    Fills a dict with what a SortNet reads and gives in its next pass: its `context` and `matrix` by a forward hook, and
+    Fills a dict with what a SortNet reads and gives in its next pass: its `layout` and `matrix` by a forward hook, and
     the `logits`, which are no output of a module, by listening at `perturb`, its last step before balancing.
     """
     seen: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
         return seen["scaled"]
 
     def keep(_net: nn.Module, arguments: tuple, matrix: Tensor) -> None:
-        seen.update(context=arguments[1], matrix=matrix)
+        seen.update(layout=arguments[1], matrix=matrix)
 
     net.perturb = perturb  # on this object alone, in front of the class's
     hook = net.register_forward_hook(keep)
@@ -79,14 +79,14 @@ def record_sorting(
         outputs = model(input_ids, use_cache=False, output_attentions=maps)
     layers = {}
     for number, (layer_type, found) in seen.items():
-        context = found["context"]
+        layout = found["layout"]
         # No iteration of balancing leaves the row softmax, causal or not.
-        before = sinkhorn_balance(found["scaled"], context.balanced, 0)
-        baseline = balance_equal_logits(before[:1, :1], context.balanced, model.config)
-        allowed = None if context.balanced is None else context.balanced[0]
+        before = sinkhorn_balance(found["scaled"], layout.balanced, 0)
+        baseline = balance_equal_logits(before[:1, :1], layout.balanced, model.config)
+        allowed = None if layout.balanced is None else layout.balanced[0]
         candidates = None
         if model.config.sort_assignment == "hard":
-            candidates = context.candidates[0]
+            candidates = layout.candidates[0]
             if layer_type == "sortcut_attention":  # it has no local blocks, so every block is one
                 candidates = torch.ones_like(candidates) if allowed is None else allowed
         layers[number] = LayerSorting(

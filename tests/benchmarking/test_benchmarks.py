@@ -10,9 +10,10 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 
-import attention_sinkhorn
 import benchmark
-import modeling_sinkhorn
+import inputs_sinkhorn
+import sort_net_sinkhorn
+import sorted_blocks_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking import memory
 from benchmarking import parity as parity_gate
@@ -67,7 +68,7 @@ def test_no_speed_without_parity(tmp_path, monkeypatch):
         matrix = sinkhorn_balance(logits, allowed, iterations)
         return matrix, torch.zeros(*matrix.shape[:2], iterations, matrix.shape[-1])
 
-    monkeypatch.setattr(attention_sinkhorn, "causal_sinkhorn_balance", leaky)
+    monkeypatch.setattr(sort_net_sinkhorn, "causal_sinkhorn_balance", leaky)
     with pytest.raises(SystemExit, match="decoding differs from the full forward.*no speed is given"):
         run_script(monkeypatch, "benchmark_decoding.py", "--results", tmp_path / "decoding.json")
     assert not (tmp_path / "decoding.json").exists()
@@ -262,21 +263,21 @@ def other_weights(model):
 
 BUGS = {
     # Which check finds the first three depends on how a layer calls these functions.
-    "no matrix": (attention_sinkhorn, "soft_sort", no_matrix, SINKHORN_SOFT, ""),
-    "keys as values": (attention_sinkhorn, "soft_sort", KeysAsValues(), SINKHORN_SOFT, ""),
-    "other blocks": (attention_sinkhorn, "hard_sort", other_blocks, "sinkhorn hard", ""),
-    "leak": (attention_sinkhorn, "causal_sinkhorn_balance", leaky_balance, "causal sinkhorn hard", "later tokens"),
+    "no matrix": (sorted_blocks_sinkhorn, "soft_sort", no_matrix, SINKHORN_SOFT, ""),
+    "keys as values": (sorted_blocks_sinkhorn, "soft_sort", KeysAsValues(), SINKHORN_SOFT, ""),
+    "other blocks": (sorted_blocks_sinkhorn, "hard_sort", other_blocks, "sinkhorn hard", ""),
+    "leak": (sort_net_sinkhorn, "causal_sinkhorn_balance", leaky_balance, "causal sinkhorn hard", "later tokens"),
     "no mask": (SinkhornModel, "forward", no_mask, "local", "a row of a padded batch differs"),
     "documents forgotten": (
-        modeling_sinkhorn,
+        inputs_sinkhorn,
         "documents_of",
         lambda positions: None,
         "causal sinkhorn soft",
         "a packed",
     ),
     "more than dense": (SinkhornModel, "forward", more_than_dense, "sortcut", "one block differs from dense"),
-    "no gradient": (attention_sinkhorn, "sinkhorn_balance", no_gradient, SINKHORN_SOFT, "SortNet gets no gradient"),
-    "no sum": (attention_sinkhorn, "sinkhorn_balance", no_sum, "sinkhorn hard", "sort matrices do not sum to 1"),
+    "no gradient": (sort_net_sinkhorn, "sinkhorn_balance", no_gradient, SINKHORN_SOFT, "SortNet gets no gradient"),
+    "no sum": (sort_net_sinkhorn, "sinkhorn_balance", no_sum, "sinkhorn hard", "sort matrices do not sum to 1"),
     "other weights": (
         parity_gate,
         "enable_checkpointing",
@@ -312,13 +313,13 @@ def test_parity_gate_compares_implementations(sdpa, message, monkeypatch):
 def test_parity_gate_moves_blocks(monkeypatch):
     """The check of a forced permutation alone: others, before it, find the same mistakes."""
     assert all(parity_gate.forced_permutation(name, "cpu") == 0 for name in (SINKHORN_SOFT, "sinkhorn hard"))
-    monkeypatch.setattr(attention_sinkhorn, "soft_sort", no_matrix)
-    monkeypatch.setattr(attention_sinkhorn, "hard_sort", other_blocks)
+    monkeypatch.setattr(sorted_blocks_sinkhorn, "soft_sort", no_matrix)
+    monkeypatch.setattr(sorted_blocks_sinkhorn, "hard_sort", other_blocks)
     assert all(parity_gate.forced_permutation(name, "cpu") > 0.1 for name in (SINKHORN_SOFT, "sinkhorn hard"))
 
 
 def test_no_training_speed_without_parity(tmp_path, monkeypatch):
-    monkeypatch.setattr(attention_sinkhorn, "soft_sort", no_matrix)
+    monkeypatch.setattr(sorted_blocks_sinkhorn, "soft_sort", no_matrix)
     with pytest.raises(SystemExit, match="no speed is given"):
         run_script(monkeypatch, "benchmark.py", "--results", tmp_path / "benchmark.json", *TINY)
     assert not (tmp_path / "benchmark.json").exists()

@@ -21,8 +21,8 @@ from transformers import (
     TrainerCallback,
 )
 
-import attention_sinkhorn
 import run_experiments
+import sort_net_sinkhorn
 from experiments import descriptors, plan, report, results, routing, tables
 from experiments.models import PEERS, SINKHORN_VARIANTS, make_model, parameters
 from experiments.tasks import GeneratedRows, byte_lm, listops, needle, pad, sorting, sotu_qa
@@ -231,11 +231,11 @@ def test_another_causal_descriptor_reads_what_it_says():
     """The descriptor of block 2 depends on its first token and the block before, and on no other."""
     tokens = torch.randn(1, 32, 4, requires_grad=True)
     blocks = tokens.unflatten(1, (4, 8))
-    own = attention_sinkhorn.causal_block_descriptors
+    own = sort_net_sinkhorn.causal_block_descriptors
     with descriptors.causal_descriptor("recent"):
-        assert attention_sinkhorn.causal_block_descriptors is not own
-        found, _ = attention_sinkhorn.causal_block_descriptors(blocks[:, :, 0], blocks.sum(2), 8, "mean", None, None)
-    assert attention_sinkhorn.causal_block_descriptors is own
+        assert sort_net_sinkhorn.causal_block_descriptors is not own
+        found, _ = sort_net_sinkhorn.causal_block_descriptors(blocks[:, :, 0], blocks.sum(2), 8, "mean", None, None)
+    assert sort_net_sinkhorn.causal_block_descriptors is own
     (grad,) = torch.autograd.grad(found[0, 2].sum(), tokens)
     assert grad[0].abs().sum(-1).nonzero().flatten().tolist() == [*range(8, 17)]
 

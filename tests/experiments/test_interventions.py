@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-import attention_sinkhorn
+import sort_net_sinkhorn
 from experiments import interventions
 from helpers import assert_close, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM
@@ -32,7 +32,7 @@ def test_as_trained_is_the_model(model):
     expected = model(IDS, use_cache=False, output_sort_matrices=True)
     for found, matrix in zip(matrices(model, "as trained"), expected.sort_matrices):
         assert_close(found, matrix, 0)
-    assert attention_sinkhorn.causal_sinkhorn_balance is interventions.balance
+    assert sort_net_sinkhorn.causal_sinkhorn_balance is interventions.balance
 
 
 @pytest.mark.parametrize("name", interventions.REPLACEMENTS)

@@ -115,11 +115,13 @@ def test_capacity_holds_back_a_block_that_all_want():
 def way(request, monkeypatch):
     """How balancing is computed, where the logits leave the choice."""
     used = []
-    lie_close = balancing_sinkhorn._lie_close
+    fits = balancing_sinkhorn._fits_double_precision
     if request.param == "logarithms":
-        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: used.append(False))
+        monkeypatch.setattr(balancing_sinkhorn, "_fits_double_precision", lambda *args: used.append(False))
     else:
-        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: used.append(lie_close(*args)) or used[-1])
+        monkeypatch.setattr(
+            balancing_sinkhorn, "_fits_double_precision", lambda *args: used.append(fits(*args)) or used[-1]
+        )
     yield request.param
     assert used and all(close == (request.param == "exponentials") for close in map(bool, used))
 
@@ -170,13 +172,13 @@ def test_balancing_without_logarithms_is_the_same(scale, is_short_cut, iteration
     logits = (torch.randn(2, 2, 4, 4) * scale).requires_grad_()
     allowed = some_masks(kind)
     spans = 2 if allowed is None else 2 * iterations + 2
-    assert balancing_sinkhorn._lie_close(logits, allowed, spans, spans) == is_short_cut
+    assert balancing_sinkhorn._fits_double_precision(logits, allowed, spans, spans) == is_short_cut
     upstream = torch.randn(2, 2, 4, 4)
     results = []
     for _ in range(2):
         matrix = sinkhorn_balance(logits, allowed, iterations)
         results.append((matrix, *torch.autograd.grad(matrix, logits, upstream)))
-        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: False)
+        monkeypatch.setattr(balancing_sinkhorn, "_fits_double_precision", lambda *args: False)
     for actual, expected in zip(*results):
         assert actual.dtype == expected.dtype and actual.isfinite().all()
         assert_close(actual, expected, 1e-5)
@@ -193,12 +195,12 @@ def test_masks_that_cannot_be_balanced_stay_in_range(iterations, monkeypatch):
         torch.zeros(1, 1, size, size, dtype=torch.double).triu(1) + (widest - 0.1) * torch.rand(size, size).double()
     )
     logits.requires_grad_()
-    assert balancing_sinkhorn._lie_close(logits, allowed, 2 * iterations + 2, 2 * iterations + 2)
+    assert balancing_sinkhorn._fits_double_precision(logits, allowed, 2 * iterations + 2, 2 * iterations + 2)
     results = []
     for _ in range(2):
         matrix = sinkhorn_balance(logits, allowed, iterations)
         results.append((matrix, *torch.autograd.grad(matrix.square().sum(), logits)))
-        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: False)
+        monkeypatch.setattr(balancing_sinkhorn, "_fits_double_precision", lambda *args: False)
     for actual, expected in zip(*results):
         assert actual.isfinite().all()
         assert_close(actual, expected, 1e-9)
@@ -211,13 +213,13 @@ def test_the_widest_logits_of_the_short_cut_stay_in_range():
     logits[..., :2] = 290
     logits[..., ::3, 5] = 290
     logits += torch.rand_like(logits)
-    assert balancing_sinkhorn._lie_close(logits, None, 2, 2)
+    assert balancing_sinkhorn._fits_double_precision(logits, None, 2, 2)
     logits.requires_grad_()
     matrix = sinkhorn_balance(logits, None, 200)
     matrix.square().sum().backward()
     assert matrix.isfinite().all() and logits.grad.isfinite().all()
     assert_close(matrix.sum(-1), torch.ones(1, 1, 64, dtype=torch.double), 1e-9)
-    assert not balancing_sinkhorn._lie_close(logits * 2, None, 2, 2)
+    assert not balancing_sinkhorn._fits_double_precision(logits * 2, None, 2, 2)
 
 
 @pytest.mark.parametrize("scale, is_short_cut", [(1.0, True), (50.0, True), (400.0, False)])
@@ -228,13 +230,13 @@ def test_causal_balancing_without_logarithms_is_the_same(scale, is_short_cut, it
     logits = (torch.randn(2, 2, 9, 9) * scale).requires_grad_()
     allowed = torch.ones(9, 9, dtype=torch.bool).tril(-1).expand(2, 2, 9, 9).clone()
     allowed[1, :, 6:] = False  # blocks without a token
-    assert balancing_sinkhorn._lie_close(logits, allowed, 1, 2 * iterations + 2) == is_short_cut
+    assert balancing_sinkhorn._fits_double_precision(logits, allowed, 1, 2 * iterations + 2) == is_short_cut
     upstream = torch.randn(2, 2, 9, 9)
     results = []
     for _ in range(2):
         matrix, columns = causal_sinkhorn_balance(logits, allowed, iterations, capacity=capacity)
         results.append((matrix, columns, *torch.autograd.grad(matrix, logits, upstream)))
-        monkeypatch.setattr(balancing_sinkhorn, "_lie_close", lambda *args: False)
+        monkeypatch.setattr(balancing_sinkhorn, "_fits_double_precision", lambda *args: False)
     for actual, expected in zip(*results):
         assert actual.dtype == expected.dtype and actual.isfinite().all()
         reached = expected > causal_floor(torch.float32) / 2

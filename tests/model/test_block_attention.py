@@ -6,10 +6,10 @@ import torch
 
 import attention_sinkhorn
 import block_attention_sinkhorn
-from attention_sinkhorn import apply_rotary
-from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention, fits
+from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
+from rotary_sinkhorn import RotaryTables, apply_rotary
 from sorting_sinkhorn import gather_blocks
 
 
@@ -19,18 +19,22 @@ def random(*shape):
 
 def rotation(batch, blocks, block_size, width):
     angles = torch.randn(batch, blocks, block_size, width // 2, dtype=torch.float64).repeat(1, 1, 1, 2)
-    return Rotation(angles.cos(), angles.sin())
+    return RotaryTables(angles.cos(), angles.sin())
 
 
-def formula(query, key, value, tables, beside, mask, scaling):
+def formula(query, key, value, tables, sorted_blocks, mask, scaling):
     """One softmax over [sorted ; own], written down. Shapes as in `block_attention`."""
     turned = apply_rotary(key, tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
     keys, values = turned, value
-    if isinstance(beside, Mixed):
-        mixed_key = apply_rotary(beside.key, beside.rotation.cos.unsqueeze(1), beside.rotation.sin.unsqueeze(1))
-        keys, values = torch.cat((mixed_key, turned), dim=3), torch.cat((beside.value, value), dim=3)
-    elif beside is not None:
-        gathered = (gather_blocks(beside.index, x) * beside.weight[..., None, None] for x in (turned, value))
+    if isinstance(sorted_blocks, MixedBlocks):
+        mixed_key = apply_rotary(
+            sorted_blocks.key, sorted_blocks.tables.cos.unsqueeze(1), sorted_blocks.tables.sin.unsqueeze(1)
+        )
+        keys, values = torch.cat((mixed_key, turned), dim=3), torch.cat((sorted_blocks.value, value), dim=3)
+    elif sorted_blocks is not None:
+        gathered = (
+            gather_blocks(sorted_blocks.index, x) * sorted_blocks.weight[..., None, None] for x in (turned, value)
+        )
         keys, values = (torch.cat((x.flatten(3, 4), own), dim=3) for x, own in zip(gathered, (turned, value)))
     repeats = query.shape[3] // key.shape[1]
     keys, values = (x.repeat_interleave(repeats, dim=1).transpose(1, 2) for x in (keys, values))  # (B, N, H, K, D)
@@ -59,22 +63,22 @@ def test_equals_the_formula(sizes, kind, masked, shared_tables, monkeypatch):
         (random(batch, groups, blocks, b, width) for _ in "kv"),
     )
     tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
-    inputs, beside, num_sorted = [query, key, value], None, 0
+    inputs, sorted_blocks, num_sorted = [query, key, value], None, 0
     if kind == "mixed":
         mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
-        beside, num_sorted = Mixed(*mixed, tables[1]), 1
+        sorted_blocks, num_sorted = MixedBlocks(*mixed, tables[1]), 1
         inputs += mixed
     elif kind == "gathered":
         num_sorted = 3
         index = torch.randint(blocks, (batch, groups, blocks, num_sorted))
-        beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
-        inputs.append(beside.weight)
+        sorted_blocks = GatheredBlocks(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+        inputs.append(sorted_blocks.weight)
     mask = None
     if masked:
         mask = torch.rand(batch, blocks, groups, b, (num_sorted + 1) * b) < 0.7
         mask[..., -b:] |= torch.eye(b, dtype=torch.bool)  # a query sees itself
-    actual = block_attention(query, key, value, tables[0], beside, mask, 0.3)
-    expected = formula(query, key, value, tables[0], beside, mask, 0.3)
+    actual = block_attention(query, key, value, tables[0], sorted_blocks, mask, 0.3)
+    expected = formula(query, key, value, tables[0], sorted_blocks, mask, 0.3)
     assert_close(actual, expected, 1e-12)
     upstream = torch.randn_like(expected)
     for grad, expected_grad in zip(*(torch.autograd.grad(output, inputs, upstream) for output in (actual, expected))):
@@ -91,9 +95,11 @@ def test_the_model_computes_the_same_without_it(layer_type, assignment, is_decod
     ids = torch.randint(3, 50, mask.shape)
     used = []
     results = []
-    for choice in (fits, lambda query: False):
+    for choice in (is_block_attention_supported, lambda query: False):
         monkeypatch.setattr(
-            attention_sinkhorn, "fits", lambda query, choice=choice: used.append(choice(query)) or used[-1]
+            attention_sinkhorn,
+            "is_block_attention_supported",
+            lambda query, choice=choice: used.append(choice(query)) or used[-1],
         )
         torch.manual_seed(1)  # of the noise
         output = model(ids, attention_mask=mask).last_hidden_state
@@ -107,9 +113,13 @@ def test_the_model_computes_the_same_without_it(layer_type, assignment, is_decod
 
 def test_is_for_wide_types_and_not_for_graphs():
     query = torch.zeros(1, 2, 4, 2, 8)
-    assert fits(query) and fits(query.double())
-    assert not fits(query.half()) and not fits(query.bfloat16()) and not fits(query.to("meta"))
-    compiled = torch.compile(lambda x: x + 1 if fits(x) else x - 1, backend="eager")
+    assert is_block_attention_supported(query) and is_block_attention_supported(query.double())
+    assert (
+        not is_block_attention_supported(query.half())
+        and not is_block_attention_supported(query.bfloat16())
+        and not is_block_attention_supported(query.to("meta"))
+    )
+    compiled = torch.compile(lambda x: x + 1 if is_block_attention_supported(x) else x - 1, backend="eager")
     assert compiled(query).max() == -1
 
 
@@ -118,8 +128,8 @@ def test_keeps_nothing_of_the_size_of_the_scores():
     query, key, value = random(1, 64, 4, 2, 8), *(random(1, 2, 64, 4, 8) for _ in "kv")
     tables = rotation(1, 64, 4, 8)
     index = torch.randint(64, (1, 2, 64, 4))
-    beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+    sorted_blocks = GatheredBlocks(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda x: x):
-        block_attention(query, key, value, tables, beside, None, 0.3)
+        block_attention(query, key, value, tables, sorted_blocks, None, 0.3)
     assert kept and max(kept) == query.numel()

@@ -16,7 +16,7 @@ from transformers import (
     pipeline,
 )
 
-import attention_sinkhorn
+import sort_net_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
 from helpers import assert_close, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
@@ -143,7 +143,7 @@ def test_a_planted_leak_is_found(monkeypatch):
     def leaky(logits, allowed, iterations, *rest):
         return sinkhorn_balance(logits, allowed, iterations), None
 
-    monkeypatch.setattr(attention_sinkhorn, "causal_sinkhorn_balance", leaky)
+    monkeypatch.setattr(sort_net_sinkhorn, "causal_sinkhorn_balance", leaky)
     for assignment in ("soft", "hard"):
         torch.manual_seed(1)
         model = SinkhornModel(tiny_config(is_decoder=True, sort_assignment=assignment))

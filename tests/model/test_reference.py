@@ -4,9 +4,9 @@
 import pytest
 import torch
 
-import attention_sinkhorn
+import sort_net_sinkhorn
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
-from layout_sinkhorn import make_context
+from layout_sinkhorn import LayoutInputs, make_layout
 from modeling_sinkhorn import SinkhornModel
 from reference import reference_attention
 
@@ -22,14 +22,12 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     if noise is not None:
         blocks = -(-num_tokens // config.block_size)
         noise = torch.randn(batch, config.num_key_value_heads, blocks, blocks, dtype=torch.double)
-        monkeypatch.setattr(attention_sinkhorn, "gumbel_noise", lambda like: noise)
+        monkeypatch.setattr(sort_net_sinkhorn, "gumbel_noise", lambda like: noise)
 
     model.rotary_emb.inv_freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).double() / config.head_dim)
     rotary = DoubleRotary(model.rotary_emb)
-    context = make_context(
-        config, rotary, x.shape[:2], x.device, attention_mask, position_ids, None, None, 0, maps=True, look=True
-    )
-    output, attention_map, sort_matrix = attention(x, context, output_attentions=True)
+    layout = make_layout(config, LayoutInputs(x.shape[:2], x.device, attention_mask, position_ids), rotary)
+    output, attention_map, sort_matrix = attention(x, layout, output_attentions=True)
     expected = reference_attention(
         x, dict(attention.named_parameters()), config, config.layer_types[0], attention_mask, position_ids, noise
     )

@@ -12,7 +12,7 @@ import attention_sinkhorn
 import balancing_sinkhorn
 import block_attention_sinkhorn
 import sorting_sinkhorn
-from block_attention_sinkhorn import Gathered, Mixed
+from block_attention_sinkhorn import GatheredBlocks, MixedBlocks
 from helpers import assert_close, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
 
@@ -35,8 +35,8 @@ def shrink_tiles(monkeypatch, **sizes):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("whole", [0, 128])
 def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
-    monkeypatch.setattr(triton_balancing_sinkhorn, "WHOLE", whole)
-    shrink_tiles(monkeypatch, KEPT=4, SUMMED=8)
+    monkeypatch.setattr(triton_balancing_sinkhorn, "MAX_BLOCKS_IN_ONE_PROGRAM", whole)
+    shrink_tiles(monkeypatch, LINES_PER_TILE=4, ENTRIES_PER_TILE=8)
     torch.manual_seed(0)
     logits = (3 * torch.randn(2, 2, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
     allowed = None
@@ -57,7 +57,7 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("capacity", [False, True])
 def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch):
-    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4, KEPT=4, SUMMED=8)
+    shrink_tiles(monkeypatch, CAUSAL_ROWS=4, CAUSAL_COLUMNS=4, LINES_PER_TILE=4, ENTRIES_PER_TILE=8)
     torch.manual_seed(0)
     logits = (3 * torch.randn(2, 1, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
     allowed = torch.ones(num_blocks, num_blocks, dtype=torch.bool, device=DEVICE).tril(-1).expand(2, 1, -1, -1)
@@ -96,24 +96,24 @@ def test_block_attention(sizes, kind, masked, shared_tables):
         (random(batch, groups, blocks, b, width) for _ in "kv"),
     )
     tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
-    inputs, beside, num_beside = [query, key, value], None, 0
+    inputs, sorted_blocks, num_sorted = [query, key, value], None, 0
     if kind == "mixed":
         mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
-        beside, num_beside = Mixed(*mixed, tables[1]), 1
+        sorted_blocks, num_sorted = MixedBlocks(*mixed, tables[1]), 1
         inputs += mixed
     elif kind == "gathered":
-        num_beside = 2
-        index = torch.randint(blocks, (batch, groups, blocks, num_beside))
-        beside = Gathered(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
-        inputs.append(beside.weight)
+        num_sorted = 2
+        index = torch.randint(blocks, (batch, groups, blocks, num_sorted))
+        sorted_blocks = GatheredBlocks(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
+        inputs.append(sorted_blocks.weight)
     mask = None
     if masked == "keys":
-        mask = torch.rand(batch, blocks, 1, 1, (num_beside + 1) * b) < 0.7
+        mask = torch.rand(batch, blocks, 1, 1, (num_sorted + 1) * b) < 0.7
         mask[..., -1] = True
     elif masked == "queries":
-        mask = torch.rand(batch, blocks, groups, b, (num_beside + 1) * b) < 0.7
+        mask = torch.rand(batch, blocks, groups, b, (num_sorted + 1) * b) < 0.7
         mask[..., -b:] |= torch.eye(b, dtype=torch.bool)
-    expected = formula(query, key, value, tables[0], beside, mask, 0.3)
+    expected = formula(query, key, value, tables[0], sorted_blocks, mask, 0.3)
     upstream = torch.randn_like(expected)
     expected_grads = torch.autograd.grad(expected, inputs, upstream)
 
@@ -126,7 +126,7 @@ def test_block_attention(sizes, kind, masked, shared_tables):
         *inputs[:3],
         tables[0],
         (*inputs[3:5], tables[1]) if kind == "mixed" else None,
-        (beside.index.to(DEVICE), inputs[3]) if kind == "gathered" else None,
+        (sorted_blocks.index.to(DEVICE), inputs[3]) if kind == "gathered" else None,
         None if mask is None else mask.to(DEVICE),
         0.3,
     )
@@ -152,7 +152,7 @@ def test_block_attention(sizes, kind, masked, shared_tables):
 )
 def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
     """With the kernels and without, in a padded batch, gradients included; with activation checkpointing too."""
-    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4)
+    shrink_tiles(monkeypatch, CAUSAL_ROWS=4, CAUSAL_COLUMNS=4)
     torch.manual_seed(0)
     sizes = {"block_size": 16, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
     model = SinkhornModel(tiny_config(**sizes, num_hidden_layers=1, **overrides)).to(DEVICE).train()
@@ -166,8 +166,8 @@ def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
         monkeypatch.setattr(block_attention_sinkhorn, "attend_on_gpu", triton_attention_sinkhorn.block_attention)
     results = []
     for used in (True, False):
-        monkeypatch.setattr(attention_sinkhorn, "fits", lambda query, used=used: used)
-        monkeypatch.setattr(balancing_sinkhorn, "runs_on", lambda x, used=used: used)
+        monkeypatch.setattr(attention_sinkhorn, "is_block_attention_supported", lambda query, used=used: used)
+        monkeypatch.setattr(balancing_sinkhorn, "is_triton_supported", lambda x, used=used: used)
         if used and checkpointing:
             model.gradient_checkpointing_enable()
         else:
@@ -183,7 +183,7 @@ def test_the_model_computes_the_same(overrides, checkpointing, monkeypatch):
 
 def test_the_ops_are_what_they_say(monkeypatch):
     """Schemas, shapes without data (for `torch.compile`) and gradients are registered as torch asks for."""
-    shrink_tiles(monkeypatch, ROWS=4, COLUMNS=4, KEPT=4, SUMMED=8)
+    shrink_tiles(monkeypatch, CAUSAL_ROWS=4, CAUSAL_COLUMNS=4, LINES_PER_TILE=4, ENTRIES_PER_TILE=8)
     torch.manual_seed(0)
     logits = torch.randn(1, 2, 2, device=DEVICE, requires_grad=True)
     grad = torch.randn_like(logits)

@@ -17,13 +17,13 @@ import balancing_sinkhorn
 @contextlib.contextmanager
 def kernels_enabled(enabled: bool) -> Iterator[None]:
     """Switches the Triton kernels on, or off in favour of torch operations."""
-    before = attention_sinkhorn.fits, balancing_sinkhorn.runs_on
+    before = attention_sinkhorn.is_block_attention_supported, balancing_sinkhorn.is_triton_supported
     if not enabled:
-        attention_sinkhorn.fits = balancing_sinkhorn.runs_on = lambda x: False
+        attention_sinkhorn.is_block_attention_supported = balancing_sinkhorn.is_triton_supported = lambda x: False
     try:
         yield
     finally:
-        attention_sinkhorn.fits, balancing_sinkhorn.runs_on = before
+        attention_sinkhorn.is_block_attention_supported, balancing_sinkhorn.is_triton_supported = before
 
 
 def milliseconds(call: Callable[[], Any], seconds: float) -> float:

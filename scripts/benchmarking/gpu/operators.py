@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from attention_sinkhorn import apply_rotary
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking.gpu.device import ceilings, kernels_enabled, milliseconds
 from benchmarking.models import BLOCK, HEADS, HIDDEN
 from benchmarking.passes import FORWARD, FORWARD_BACKWARD
-from block_attention_sinkhorn import Gathered, Mixed, Rotation, block_attention
+from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention
+from rotary_sinkhorn import RotaryTables, apply_rotary
 from sorting_sinkhorn import gather_blocks
 
 
@@ -45,7 +45,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
     own = [x.permute(0, 3, 1, 2, 4) for x in (key, value)]
     mixed = [random(1, HEADS, *size, WIDTH) for _ in "kv"]
     angles = torch.rand(1, *size, WIDTH // 2, device="cuda").repeat(1, 1, 1, 2)
-    tables = Rotation(angles.cos().bfloat16(), angles.sin().bfloat16())
+    tables = RotaryTables(angles.cos().bfloat16(), angles.sin().bfloat16())
     index = torch.stack([other_blocks_at_random(blocks) for _ in range(HEADS)]).view(1, HEADS, blocks, 1).to("cuda")
     weight = torch.ones(index.shape, device="cuda").requires_grad_()
     scaling = WIDTH**-0.5
@@ -55,10 +55,10 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         x = apply_rotary(x, tables.cos.unsqueeze(3), tables.sin.unsqueeze(3))
         return x.flatten(1, 2).transpose(1, 2)
 
-    def attend_by_blocks(sorted_blocks: Mixed | Gathered) -> Tensor:
+    def attend_by_blocks(sorted_blocks: MixedBlocks | GatheredBlocks) -> Tensor:
         """As `SinkhornAttention` does without kernels."""
         local_key = apply_rotary(own[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
-        if isinstance(sorted_blocks, Mixed):
+        if isinstance(sorted_blocks, MixedBlocks):
             keys = apply_rotary(mixed[0], tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
             values = mixed[1]
         else:
@@ -98,7 +98,7 @@ def _attention_at(length: int, ceiling: dict[str, float], seconds: float) -> dic
         values = value.flatten(1, 2).transpose(1, 2)
         return compiled(rotated(query), rotated(key), values, scale=scaling)
 
-    soft, hard = Mixed(*mixed, tables), Gathered(index, weight)
+    soft, hard = MixedBlocks(*mixed, tables), GatheredBlocks(index, weight)
     calls = {
         "soft": (lambda: block_attention(query, *own, tables, soft, None, scaling), [query, key, value, *mixed], 2),
         "soft, without kernels": (lambda: attend_by_blocks(soft), [query, key, value, *mixed], 2),

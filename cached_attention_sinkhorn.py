@@ -1,0 +1,209 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Attention on blocks for new tokens that continue a cache (design section 3). A step of one token reads the open block,
+its local blocks and what the cache holds of the sorted ones; the sort matrix gets a row only where a block opens.
+
+Shape letters as in `layout_sinkhorn.py`, and `E` hidden size. Where a function takes `attention`, it is the layer's
+`SinkhornAttention`.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+try:  # a folder on the Hub, or any package
+    from .balancing_sinkhorn import causal_floor
+    from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
+    from .layout_sinkhorn import BlockLayout
+    from .rotary_sinkhorn import apply_rotary
+    from .sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, place_mixed_blocks
+    from .sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
+except ImportError:  # flat modules, as installed
+    from balancing_sinkhorn import causal_floor
+    from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
+    from layout_sinkhorn import BlockLayout
+    from rotary_sinkhorn import apply_rotary
+    from sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, place_mixed_blocks
+    from sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
+
+
+CacheLayer = SinkhornDynamicLayer | SinkhornStaticLayer
+
+
+def attend_from_cache(
+    attention: nn.Module,
+    blocks: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: BlockLayout,
+    cache: CacheLayer,
+    maps: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """
+    Stores the new tokens in the cache, and attends.
+
+    Args:
+        blocks: `(B, M, Q, E)`, the input of the layer.
+        query: `(B, M, Q, H, D)`, not rotated.
+        key, value: `(B, M, Q, G, D)`, not rotated.
+
+    Returns:
+        The output `(B, M, Q, H, D)`; with `maps` the map between slots `(B, H, M, Q, N, b)`; and the rows of the sort
+        matrix `(B, G, M, N)`, or `None` in a layer that does not sort.
+    """
+    cached, mixes_keys = layout.cached, attention.mixes_keys
+    tables = layout.tables.unsqueeze(-2)
+    query, rotated_key = apply_rotary(query, *tables), apply_rotary(key, *tables)
+    cache.make_room(cached, attention.config.block_size, like=key)
+    reopened = cache.apply_crop(cached)
+    cache.append(key if mixes_keys else rotated_key, value, cached, rotated=not mixes_keys)
+    sort_matrix, sorted_blocks = None, None
+    if attention.sorts:
+        if reopened:
+            _reopen(attention, layout, cache)
+        sort_matrix = _new_rows(attention, cache.append_inputs(blocks, cached), layout, cache)
+        sort_matrix, sorted_blocks = _sort(attention, sort_matrix, layout, cache, maps)
+        # No token ever stands in the last block.
+        sort_matrix = sort_matrix[:, :, : cached.num_blocks - 1, : cached.num_blocks - 1]
+    local = _local_keys_and_values(layout, cache)
+    everything = _all_keys_and_values(layout, cache) if attention.layer_type == "mixture_attention" else None
+    output, attention_map = attention.attend_to_parts(query, sorted_blocks, local, everything, layout, maps)
+    return output, attention_map, sort_matrix
+
+
+# Rows of the sort matrix ---------------------------------------------------------------------------------------------
+
+
+def _new_rows(attention: nn.Module, blocks: Tensor | None, layout: BlockLayout, cache: CacheLayer) -> Tensor | None:
+    """
+    The rows of the sort matrix of the blocks that new tokens touch.
+
+    Args:
+        blocks: `(B, M, b, E)`, those blocks, with their earlier tokens; `None` where none opens or is filled up.
+
+    Returns:
+        `(B, G, M, N)` in float32; `None` where no block opens, so that the cache's open block is all there is.
+    """
+    if blocks is None:
+        return None
+    cached, sort_net, pooling = layout.cached, attention.sort_net, attention.config.sort_pooling
+    sums, b = block_sums(blocks), attention.config.block_size
+    descriptors, after = causal_block_descriptors(
+        blocks[:, :, 0], sums, b, pooling, cached.first_block, cache.total_before(cached)
+    )
+    rows, columns = sort_net.features(descriptors, sums / b, blocks.dtype)
+    # A block that is not full yet is no source; its entries are written again when it is.
+    cache.put_blocks("totals", after, cached)
+    columns = None if columns is None else cache.put_blocks("column_features", columns, cached)
+    if not cached.opens:
+        return None
+    cache.put_blocks("row_features", rows, cached, written=cached.opened)
+    return _balance(sort_net, rows, columns, layout.balanced, cached.num_blocks, cache)
+
+
+def _balance(
+    sort_net: nn.Module,
+    rows: Tensor,
+    columns: Tensor | None,
+    balanced: Tensor,
+    num_blocks: int,
+    cache: CacheLayer,
+) -> Tensor:
+    """Rows of the sort matrix that continue the balancing of those before them."""
+    logits = sort_net.compare(rows, columns, num_blocks)
+    matrix, sums = sort_net.balance_causally(logits, balanced, cache.column_sums(num_blocks))
+    cache.keep("columns", sums)
+    return matrix
+
+
+def _reopen(attention: nn.Module, layout: BlockLayout, cache: CacheLayer) -> None:
+    """After a `crop` past the open block: balances the rows that are left again, and sorts for the block now open."""
+    b, cached = attention.config.block_size, layout.cached
+    num_blocks = cached.num_blocks
+    num_left = (cached.past_counts + b - 1) // b
+    number = torch.arange(num_blocks, device=num_left.device)
+    balanced = (number < number.unsqueeze(-1)) & (number.unsqueeze(-1) < num_left[:, None, None])
+    columns = None if cache.column_features is None else cache.column_features[:, :num_blocks]
+    cache.keep("columns", torch.full_like(cache.column_sums(num_blocks), causal_floor(torch.float32)))
+    rows = cache.row_features[:, :num_blocks]
+    matrix = _balance(attention.sort_net, rows, columns, balanced.unsqueeze(1), num_blocks, cache)
+
+    block = (cached.past_counts - 1).clamp(min=0) // b  # (B,) the last one with a token
+    row = matrix[torch.arange(len(block), device=block.device), :, block].unsqueeze(2)
+    key, value = cache.key_value_blocks()
+    if attention.mixes_keys:
+        mixed = tuple(soft_sort(row, x[:, :, :num_blocks], None) for x in (key, value))
+        mask = (block > 0).view(-1, 1, 1).expand(-1, 1, b)
+        blocks = place_mixed_blocks(row, mixed, None, mask, cached.reopened_tables)
+    else:
+        far = number <= (block - attention.config.num_local_blocks).unsqueeze(-1)
+        blocks = gather_sorted_blocks(row, far[:, None, None], key, value, None, attention.config.num_sorted_blocks)
+    cache.keep_open_block(OpenBlock(*blocks[:3]), row.squeeze(2))
+
+
+# Sorted blocks -------------------------------------------------------------------------------------------------------
+
+
+def _sort(
+    attention: nn.Module, sort_matrix: Tensor | None, layout: BlockLayout, cache: CacheLayer, maps: bool
+) -> tuple[Tensor, SortedBlocks]:
+    """
+    Sorts for the blocks that new tokens touch. Next to a block that was open before stands what the cache kept.
+
+    Returns:
+        The rows of the sort matrix `(B, G, M, N)`, and `M` sorted blocks.
+    """
+    cached, config = layout.cached, attention.config
+    kept_row = cache.open_row_of(cached.num_blocks)
+    if sort_matrix is None:
+        choice = None
+        if maps and not attention.mixes_keys:
+            choice = hard_assignment(kept_row, layout.candidates, config.num_sorted_blocks)
+        return kept_row, SortedBlocks(*cache.open_block, kept_row, choice)
+    was_open = ~cached.opened[:, 0]
+    if kept_row is not None:
+        sort_matrix = _replace_first(sort_matrix, kept_row, was_open, dim=2)
+    key, value = cache.key_value_blocks()
+    if attention.mixes_keys:
+        mixed = tuple(soft_sort(sort_matrix, x[:, :, : sort_matrix.shape[-1]], None) for x in (key, value))
+        blocks = place_mixed_blocks(sort_matrix, mixed, None, layout.sorted_mask, layout.sorted_tables)
+    else:
+        num_sorted = config.num_sorted_blocks
+        blocks = gather_sorted_blocks(sort_matrix, layout.candidates, key, value, None, num_sorted)
+    if kept_row is not None:
+        # Sorting again would give the same, except for positions that only the pass knew that opened the block.
+        parts = zip(blocks[:3], cache.open_block)
+        blocks = SortedBlocks(*(_replace_first(new, kept, was_open, dim=1) for new, kept in parts), *blocks[3:])
+    row = torch.arange(was_open.shape[0], device=was_open.device)
+    last = (part[row, cached.last_block].unsqueeze(1) for part in blocks[:3])
+    cache.keep_open_block(OpenBlock(*last), sort_matrix[row, :, cached.last_block])
+    return sort_matrix, blocks
+
+
+def _replace_first(new: Tensor, kept: Tensor, chosen: Tensor, dim: int) -> Tensor:
+    """`new` with its first entry along `dim` replaced by `kept` in the rows of the batch that are `chosen` `(B,)`."""
+    first = torch.where(chosen.view(-1, *[1] * (new.dim() - 1)), kept, new.narrow(dim, 0, 1))
+    return torch.cat((first, new.narrow(dim, 1, new.shape[dim] - 1)), dim)
+
+
+# Keys and values in the cache ----------------------------------------------------------------------------------------
+
+
+def _local_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
+    """Of the local blocks of the blocks that new tokens touch, `(B, M, G, K_local, D)`, keys rotated."""
+    key, value = cache.key_value_blocks()
+    index = layout.cached.local_index.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
+    key, value = (gather_blocks(index, x).flatten(3, 4).transpose(1, 2) for x in (key, value))
+    if not cache.has_rotated_keys:
+        key = apply_rotary(key, *layout.cached.local_tables)
+    return key, value
+
+
+def _all_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
+    """Of all blocks, `(B, N, b, G, D)`, keys rotated."""
+    num_blocks = layout.cached.num_blocks
+    key, value = (x[:, :, :num_blocks].permute(0, 2, 3, 1, 4) for x in cache.key_value_blocks())
+    if not cache.has_rotated_keys:
+        key = apply_rotary(key, *layout.cached.all_tables)
+    return key, value

@@ -1,0 +1,143 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+What a forward refuses, and what it learns from its inputs before it runs: each error says what to give instead.
+
+On a GPU each value that is read here waits for the device, and while tracing none may be read. In eager mode there are
+these: whether a mask masks anything (as the library's own mask functions ask too), whether given positions start
+again, and whether the mask of a cache is still the one it was filled with.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.utils.import_utils import is_tracing
+
+
+def check_arguments(
+    config: Any,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    position_ids: Tensor | None,
+    is_causal: bool | None,
+) -> None:
+    """Raises where there is no row, no token, or not one position for each new token."""
+    if is_causal not in (None, config.is_decoder):
+        raise ValueError(
+            f"`is_causal` differs from `config.is_decoder={config.is_decoder}`, which decides about the sorting too: "
+            "make a model with the other `is_decoder`."
+        )
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+    if input_ids is not None and input_ids.dim() != 2:
+        raise ValueError(
+            f"`input_ids` has shape {tuple(input_ids.shape)}: give (batch, tokens); one row is `input_ids[None]`."
+        )
+    batch, num_tokens = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+    if 0 in (batch, num_tokens):
+        raise ValueError(f"The input has shape {(batch, num_tokens)}: give at least one row and token.")
+    if position_ids is None or is_tracing(position_ids):  # while tracing, sizes cannot be compared
+        return
+    if position_ids.shape not in ((batch, num_tokens), (1, num_tokens)):
+        raise ValueError(
+            f"`position_ids` has shape {tuple(position_ids.shape)}, but the input needs {(batch, num_tokens)} or "
+            f"{(1, num_tokens)}: one position for each of these tokens, none for those in a cache."
+        )
+
+
+def check_mask(attention_mask: Tensor | None, batch: int, num_tokens: int, past_length: int | Tensor) -> Tensor | None:
+    """The mask, or `None` where it masks nothing. Raises where it is not one 0 or 1 per token."""
+    if attention_mask is None:
+        return None
+    expected = (batch, num_tokens + past_length)
+    if attention_mask.dim() != 2 or (not is_tracing(attention_mask) and attention_mask.shape != expected):
+        in_cache = f" of each row, the {past_length} in the cache included" if past_length else " of each row"
+        raise ValueError(
+            f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input needs {expected}: one 0 "
+            f"(padding) or 1 per token{in_cache}."
+        )
+    if is_tracing(attention_mask):
+        return attention_mask  # what is read below would be a constant of the graph
+    if attention_mask.is_floating_point() and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
+        raise ValueError(
+            "`attention_mask` holds numbers other than 0 (padding) and 1: give what the tokenizer gives, not a mask "
+            "to be added to scores."
+        )
+    return None if bool(attention_mask.all()) else attention_mask
+
+
+def count_past_tokens(attention_mask: Tensor | None, past_length: int | Tensor, inputs_embeds: Tensor) -> Tensor:
+    """`(B,)`: the real tokens of each row in a cache that holds `past_length` with padding."""
+    batch, num_tokens = inputs_embeds.shape[:2]
+    if attention_mask is None:
+        return torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device) + past_length
+    return (attention_mask[:, :-num_tokens] != 0).sum(-1)
+
+
+def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> None:
+    """
+    Raises `ValueError` where a cache cannot go with a model of these layers, or with these inputs.
+
+    Args:
+        past_counts: `(B,)`, the real tokens of each row in the cache, by the mask of this pass.
+    """
+    if set(layer_types) == {"full_attention"}:
+        return  # the library's own layers, which check themselves
+    is_ours = [hasattr(layer, "make_room") for layer in cache.layers]
+    expected = [layer_type != "full_attention" for layer_type in layer_types]
+    if is_ours != expected or getattr(cache, "offloading", False):
+        raise ValueError(
+            f"The model has layers of its own kinds of cache, and {cache!r} is not made for them: make it with "
+            "`DynamicCache(config=model.config)` or `StaticCache(config=model.config, max_cache_len=...)`, without "
+            "offloading."
+        )
+    lengths = [int(layer.get_seq_length()) for layer in cache.layers]
+    if len(set(lengths)) > 1:
+        raise ValueError(
+            f"The layers of the cache hold {lengths} tokens: a `crop` was refused on the way; `reset()` it."
+        )
+    layer = next((layer for layer, ours in zip(cache.layers, is_ours) if ours and layer.is_initialized), None)
+    if layer is None or lengths[0] == 0:
+        return
+    if len(layer.counts) != len(past_counts):
+        raise ValueError(
+            f"The cache holds {len(layer.counts)} rows, but {len(past_counts)} are given: bring it to as many by "
+            "`batch_select_indices` or `batch_repeat_interleave`, or start a new one."
+        )
+    # After a `crop` the counts are known again only with this pass.
+    if layer.cropped_tokens == 0 and bool((past_counts.to(layer.counts.device) != layer.counts).any()):
+        raise ValueError(
+            f"`attention_mask` has {past_counts.tolist()} real tokens in the rows of the cache, which was filled with "
+            f"{layer.counts.tolist()}: give past tokens the mask that they were read with."
+        )
+
+
+def documents_of(position_ids: Tensor) -> Tensor | None:
+    """
+    `(B, L)`: the document of each token of packed rows, which begin where positions do not grow; `None` where they
+    always do.
+    """
+    restarts = position_ids.diff(dim=-1) <= 0
+    if not bool(restarts.any()):
+        return None
+    return nn.functional.pad(restarts.long().cumsum(-1), (1, 0))
+
+
+def packed_documents(position_ids: Tensor, layer_types: Collection[str] = ()) -> Tensor | None:
+    """`documents_of`; while tracing a check that each row is one document, as their number would be a shape."""
+    if is_tracing(position_ids):
+        # Torch has no public way to assert in a graph what values a tensor has.
+        torch._assert_async(
+            (position_ids.diff(dim=-1) > 0).all(),
+            "Packed rows (`position_ids` that start again) cannot be read by a compiled or exported model.",
+        )
+        return None
+    documents = documents_of(position_ids)
+    if documents is not None and "sortcut_attention" in layer_types:
+        raise ValueError(
+            "'sortcut_attention' reads the same sorted blocks everywhere in a row, so it cannot read packed rows "
+            "(`position_ids` that start again): give each document a row of its own, with an `attention_mask`."
+        )
+    return documents

@@ -1,0 +1,75 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""One layer: Llama's block around the attention of `attention_sinkhorn.py`. `E` is the hidden size."""
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+
+
+try:  # a folder on the Hub, or any package
+    from .attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
+    from .configuration_sinkhorn import SinkhornConfig
+    from .layout_sinkhorn import Layout
+except ImportError:  # flat modules, as installed
+    from attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
+    from configuration_sinkhorn import SinkhornConfig
+    from layout_sinkhorn import Layout
+
+
+class SinkhornRMSNorm(nn.Module):
+    """Root mean square layer norm, computed in float32."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.variance_epsilon = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        input_dtype = hidden_states.dtype
+        hidden_states = hidden_states.to(torch.promote_types(input_dtype, torch.float32))
+        variance = hidden_states.pow(2).mean(-1, keepdim=True)
+        return self.weight * (hidden_states * torch.rsqrt(variance + self.variance_epsilon)).to(input_dtype)
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.weight.shape)}, eps={self.variance_epsilon}"
+
+
+class SinkhornMLP(nn.Module):
+    """Gated feed-forward network."""
+
+    def __init__(self, config: SinkhornConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class SinkhornLayer(GradientCheckpointingLayer):
+    def __init__(self, config: SinkhornConfig, layer_idx: int):
+        super().__init__()
+        is_full = config.layer_types[layer_idx] == "full_attention"
+        self.self_attn = (SinkhornFullAttention if is_full else SinkhornAttention)(config, layer_idx)
+        self.mlp = SinkhornMLP(config)
+        self.input_layernorm = SinkhornRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = SinkhornRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        layout: Layout,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        """`(B, L, E)` to `(B, L, E)`."""
+        attended, _, _ = self.self_attn(self.input_layernorm(hidden_states), layout, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
