@@ -10,9 +10,7 @@ their first pass (BigBird its kind of attention, Reformer its number of buckets)
 
 import importlib.metadata
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -53,10 +51,7 @@ OURS: dict[str, dict[str, Any]] = {
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
 }
-# The PyPI package has the name of ours, so pip would put it in the place of ours. It goes into a folder of its own; what
-# it needs is in the extra `benchmark`.
-PYPI_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "peers"
-PYPI_INSTALL = "pip install --no-deps --target .cache/peers sinkhorn_transformer==0.11.4"
+PYPI_PACKAGE = "sinkhorn-transformer"
 PYPI_ROUTING = {
     "PyPI sinkhorn": {},  # as it comes: the two best blocks, no balancing
     "PyPI sinkhorn, balanced": {"non_permutative": False, "n_top_buckets": 1, "sinkhorn_iter": 8},
@@ -222,12 +217,10 @@ def _reformer(length: int) -> Contestant:
 
 def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
     def build(length: int) -> Contestant:
-        if PYPI_FOLDER.is_dir() and str(PYPI_FOLDER) not in sys.path:
-            sys.path.append(str(PYPI_FOLDER))
         try:
             from sinkhorn_transformer import SinkhornTransformerLM
         except ImportError as error:
-            raise ImportError(f"{error}; it comes with `{PYPI_INSTALL}` and the extra `benchmark`") from error
+            raise ImportError(f'{error}; it comes with `pip install -e ".[benchmark]"`') from error
         settings = {
             "num_tokens": VOCAB,
             "dim": HIDDEN,
@@ -240,17 +233,12 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], Contestant]:
         # Its feed-forward network is four times as wide as the model, without a gate the size of the others'.
         model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
         return Contestant(
-            model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
+            model,
+            {"package": importlib.metadata.version(PYPI_PACKAGE), **settings, **routing},
+            lambda hidden_states: hidden_states,
         )
 
     return build
-
-
-def pypi_version() -> str | None:
-    """Of the package in the folder, not of ours, which has the same name."""
-    for distribution in importlib.metadata.distributions(name="sinkhorn_transformer", path=[str(PYPI_FOLDER)]):
-        return distribution.version
-    return None
 
 
 def _multiple(length: int, of: int) -> int:
