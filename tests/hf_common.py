@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 from unittest import mock
 
 import transformers
+from filelock import FileLock
 
 
 PACKAGE = "hf_tests"
@@ -37,9 +38,14 @@ SKIP_VARIABLE = "SINKHORN_SKIP_HF_COMMON"
 def fetch() -> Path:
     """The folder with the `tests/*.py` of the installed transformers; downloads them where the cache lacks them."""
     folder = CACHE / f"transformers-{transformers.__version__}-tests"
-    if folder.is_dir():
-        return folder
     CACHE.mkdir(exist_ok=True)
+    with FileLock(CACHE / "fetch.lock"):  # several processes of one test run want them at once
+        if not folder.is_dir():
+            _fetch(folder)
+    return folder
+
+
+def _fetch(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         archive = _download(Path(scratch))
         unpacked = Path(scratch) / "tests"
@@ -51,21 +57,15 @@ def fetch() -> Path:
                     (unpacked / parts[2]).write_bytes(tar.extractfile(member).read())
         if not (unpacked / "test_modeling_common.py").exists():
             raise RuntimeError(f"{archive.name} holds no tests/test_modeling_common.py.")
-        try:
-            unpacked.rename(folder)  # atomic: another process never sees half of it
-        except OSError:
-            if not folder.is_dir():  # else another process was first
-                raise
-    return folder
+        unpacked.rename(folder)  # atomic: nobody sees half of it
 
 
 def _download(folder: Path) -> Path:
     """The source distribution, fetched by pip into `folder`."""
     requirement = f"transformers=={transformers.__version__}"
-    # The binary package carries no tests. `--no-binary transformers`, not `:all:`, lets pip take the ready-made build
-    # tool that it wants for reading the archive's metadata.
+    # The binary package carries no tests. pip reads the archive's metadata with the setuptools that is installed here.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--no-binary", "transformers", "--dest", str(folder), requirement]
+    command += ["--no-build-isolation", "--no-binary", "transformers", "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True)
     archives = list(folder.glob("transformers-*.tar.gz"))
     if result.returncode or not archives:

@@ -10,9 +10,7 @@ depends on the length: BigBird its kind of attention, Reformer its number of buc
 
 import importlib.metadata
 import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -54,10 +52,7 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
 }
-# The PyPI package has the same name as ours, so pip would replace ours. It goes into a separate folder; the extra
-# `benchmark` has its dependencies.
-PYPI_FOLDER = Path(__file__).resolve().parents[2] / ".cache" / "peers"
-PYPI_INSTALL = "pip install --no-deps --target .cache/peers sinkhorn_transformer==0.11.4"
+PYPI_PACKAGE = "sinkhorn-transformer"
 PYPI_ROUTING = {
     "PyPI sinkhorn": {},  # its defaults: the two best blocks, no balancing
     "PyPI sinkhorn, balanced": {"non_permutative": False, "n_top_buckets": 1, "sinkhorn_iter": 8},
@@ -220,12 +215,10 @@ def _reformer(length: int) -> BenchmarkModel:
 
 def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
     def build(length: int) -> BenchmarkModel:
-        if PYPI_FOLDER.is_dir() and str(PYPI_FOLDER) not in sys.path:
-            sys.path.append(str(PYPI_FOLDER))
         try:
             from sinkhorn_transformer import SinkhornTransformerLM
         except ImportError as error:
-            raise ImportError(f"{error}; it comes with `{PYPI_INSTALL}` and the extra `benchmark`") from error
+            raise ImportError(f'{error}; it comes with `pip install -e ".[benchmark]"`') from error
         settings = {
             "num_tokens": VOCAB,
             "dim": HIDDEN,
@@ -238,17 +231,16 @@ def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
         # Its feed-forward network is four times as wide as the model: without a gate, as large as the others'.
         model = SinkhornTransformerLM(**settings, **routing, ff_glu=False)
         return BenchmarkModel(
-            model, {"package": pypi_version(), **settings, **routing}, lambda hidden_states: hidden_states
+            model,
+            {"package": importlib.metadata.version(PYPI_PACKAGE), **settings, **routing},
+            lambda hidden_states: hidden_states,
         )
 
     return build
 
 
-def pypi_version() -> str | None:
-    """The version of the package in that folder, not of ours with the same name."""
-    for distribution in importlib.metadata.distributions(name="sinkhorn_transformer", path=[str(PYPI_FOLDER)]):
-        return distribution.version
-    return None
+def _multiple(length: int, of: int) -> int:
+    return -(-length // of) * of
 
 
 PEERS: dict[str, Callable[[int], BenchmarkModel]] = {

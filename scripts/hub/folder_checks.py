@@ -184,6 +184,17 @@ def read_json(path: Path) -> dict:
 
 def check_code(folder: Path, auto_map: dict[str, str]) -> None:
     """Every class of `auto_map`, and every file that its code imports, is in the folder."""
+    trees = read_code(folder, auto_map)
+    for name, reference in auto_map.items():
+        module, class_name = reference.split(".")
+        if not any(isinstance(node, ast.ClassDef) and node.name == class_name for node in trees[module].body):
+            raise UserError(
+                f"{folder / module}.py has no class {class_name}, which `auto_map` names for {name}. {SAVE_AGAIN}"
+            )
+
+
+def read_code(folder: Path, auto_map: dict[str, str]) -> dict[str, ast.Module]:
+    """The modules of `folder` that `auto_map` names, and those that they import, directly or not."""
     trees: dict[str, ast.Module] = {}
     waiting = [(reference.split(".")[0], "`auto_map` in config.json") for reference in auto_map.values()]
     while waiting:
@@ -199,12 +210,7 @@ def check_code(folder: Path, auto_map: dict[str, str]) -> None:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
             raise UserError(f"{path}{line} is not Python: {error.args[0]}.") from None
         waiting += [(name, path.name) for name in relative_imports(trees[module])]
-    for name, reference in auto_map.items():
-        module, class_name = reference.split(".")
-        if not any(isinstance(node, ast.ClassDef) and node.name == class_name for node in trees[module].body):
-            raise UserError(
-                f"{folder / module}.py has no class {class_name}, which `auto_map` names for {name}. {SAVE_AGAIN}"
-            )
+    return trees
 
 
 def relative_imports(tree: ast.Module) -> Iterator[str]:

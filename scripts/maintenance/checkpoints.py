@@ -27,6 +27,7 @@ import modeling_sinkhorn  # noqa: F401  registers the classes
 from common.errors import UserError
 from common.run_record import write_json
 from maintenance.cards import write_card
+from maintenance.code_links import code_set_aside
 from maintenance.recipes import RECIPES, Recipe
 
 
@@ -97,15 +98,16 @@ def read(path: Path) -> dict:
 
 
 def export(recipe: Recipe, source: Path, folder: Path) -> None:
-    """Model, code and tokenizer of `source`, complete for the Hub, in `folder`."""
+    """Model, tokenizer and links to the code of `source`, complete for the Hub, in `folder`."""
     config = AutoConfig.from_pretrained(source)
     model = getattr(transformers, recipe.auto_class).from_pretrained(source, config=config, dtype=torch.bfloat16)
     if recipe.generation:
         ids = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         model.generation_config = GenerationConfig(**ids, **recipe.generation)
     tokenizer = AutoTokenizer.from_pretrained(source)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with code_set_aside(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     # `from_pretrained` opens weights in the type that the configuration names.
     settings = read(folder / "config.json") | {"dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

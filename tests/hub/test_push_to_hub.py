@@ -87,7 +87,6 @@ def script(job):
     huggingface_hub.constants.HF_HUB_OFFLINE = job["offline"]
     time.sleep = lambda seconds: None  # between the library's attempts
     sys.argv = job["argv"]
-    sys.path.insert(0, os.path.dirname(job["argv"][0]))
     runpy.run_path(job["argv"][0], run_name="__main__")
 
 
@@ -104,6 +103,11 @@ def load(job):
 def pipe(job):
     built = transformers.pipeline(job["task"], model=job["repo"], revision=job["revision"], trust_remote_code=True)
     return {"module": type(built.model).__module__, "answer": built(job["text"], **job["options"])}
+
+
+def upload(job):
+    huggingface_hub.create_repo(job["repo"])
+    huggingface_hub.upload_folder(repo_id=job["repo"], folder_path=job["folder"])
 
 
 def installed(job):
@@ -160,8 +164,8 @@ class Worker:
         folder.mkdir()
         self.folder = folder
         (folder / "child.py").write_text(CHILD, encoding="utf-8")
-        # -I: neither the current folder, nor that of the script, nor PYTHONPATH is searched.
-        command = [sys.executable, "-I", str(folder / "child.py"), json.dumps(HIDDEN)]
+        # Neither the current folder is searched, nor that of the script, nor the user's.
+        command = [sys.executable, "-P", "-s", str(folder / "child.py"), json.dumps(HIDDEN)]
         self.process = subprocess.Popen(
             command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -219,7 +223,7 @@ def sound_traffic(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pusher(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     folder = tmp_path_factory.mktemp("pusher")
-    worker = Worker(folder / "work", environment_of(hub, folder / "home"))
+    worker = Worker(folder / "work", environment_of(hub, folder / "home", PYTHONPATH=str(SCRIPTS)))
     yield worker
     worker.close()
 
@@ -441,13 +445,26 @@ def test_the_readmes_command_makes_a_public_model_that_works(hub, pusher, newcom
     assert result.status == 0, result.output
     repo = f"mary/{model}"
     assert not hub.repos[repo].private
-    assert f'"{repo}"'.encode() in contents(hub.repos[repo])["README.md"]
+    there, folder = contents(hub.repos[repo]), contents_of(root / "checkpoints" / model)
+    assert f'"{repo}"'.encode() in there["README.md"]
+    assert {path: there[path] for path in folder if path.endswith(".py")} == {  # which are links here
+        path.name: path.read_bytes() for path in root.glob("*_sinkhorn.py")
+    }
+    assert there.keys() == folder.keys()
     task, text, options = SHIPPED[model]
     result = newcomer.do("pipe", repo=repo, revision=hub.repos[repo].head.oid, task=task, text=text, options=options)
     assert result.status == 0, result.output
     here = pipeline(task, model=str(root / "checkpoints" / model))(text, **options)
     assert result.report["answer"] == json.loads(json.dumps(here, default=float))
     assert result.report["module"].startswith("transformers_modules.")
+
+
+def test_the_librarys_upload_of_a_shipped_folder_is_whole(hub, pusher):
+    """Code and all, although the code in the folder is links."""
+    folder = SCRIPTS.parent / "checkpoints" / "sinkhorn-sotu-party"
+    result = pusher.do("upload", {"HF_TOKEN": MARY}, repo="mary/uploaded", folder=str(folder))
+    assert result.status == 0, result.output
+    assert contents(hub.repos["mary/uploaded"]) == contents_of(folder)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -966,15 +983,13 @@ def test_metadata_without_an_end(check_card):
 # --------------------------------------------------------------------------------------------------------------------
 
 LIBRARY_PUSH = """
-import pathlib, sys
+import sys
 
-sys.path.insert(0, sys.argv[1])
-import torch
 from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 import modeling_sinkhorn
 
-folder, output = sys.argv[2:]
+folder, output = sys.argv[1:]
 model = modeling_sinkhorn.SinkhornForSequenceClassification.from_pretrained(folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 print(model.push_to_hub("mary/by-model"))
@@ -993,8 +1008,8 @@ trainer.push_to_hub()
 def test_the_library_pushes_too(hub, pusher, folder, tmp_path):
     """`model.push_to_hub` and a Trainer with `push_to_hub=True`; both open where the package is not installed."""
     root = Path(modeling_sinkhorn.__file__).parent
-    environment = environment_of(hub, tmp_path / "home", HF_TOKEN=MARY)
-    command = [sys.executable, "-c", LIBRARY_PUSH, str(root), str(folder), str(tmp_path / "out")]
+    environment = environment_of(hub, tmp_path / "home", HF_TOKEN=MARY, PYTHONPATH=str(root))
+    command = [sys.executable, "-c", LIBRARY_PUSH, str(folder), str(tmp_path / "out")]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     for name in ("mary/by-model", "mary/by-trainer"):

@@ -3,7 +3,9 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +17,11 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors import safe_open
 
+import modeling_sinkhorn
+from helpers import tiny_config
 from hub import card_checks
 from maintenance import cards as make_cards
+from maintenance import checkpoints, code_links
 from maintenance.recipes import RECIPES
 
 
@@ -55,18 +60,55 @@ def test_the_push_script_takes_it(name):
         assert RECIPES[name].generation.items() <= settings.items()
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 @each_checkpoint
-def test_code_is_that_of_the_package(name):
-    code = {path.name: path.read_bytes() for path in folder_of(name).glob("*.py")}
-    assert code
-    assert {file: (ROOT / file).read_bytes() for file in code} == code
+def test_code_is_links_to_the_modules_that_a_save_copies(name, tmp_path):
+    (architecture,) = json.loads((folder_of(name) / "config.json").read_text(encoding="utf-8"))["architectures"]
+    getattr(modeling_sinkhorn, architecture)(tiny_config()).save_pretrained(tmp_path)
+    links = {path.name: os.readlink(path) for path in folder_of(name).glob("*.py") if path.is_symlink()}
+    assert links == {path.name: f"../../{path.name}" for path in tmp_path.glob("*.py")}, (
+        "`python scripts/maintain.py links` makes them"
+    )
+    assert links.keys() == {path.name for path in folder_of(name).glob("*.py")}
+
+
+@each_checkpoint
+def test_a_copy_has_the_code_itself(name, tmp_path):
+    shutil.copytree(folder_of(name), tmp_path / "by Python")
+    subprocess.run(["cp", "-rL", folder_of(name), tmp_path / "by the shell"], check=True)
+    for copy in tmp_path.iterdir():
+        assert not any(path.is_symlink() for path in copy.rglob("*"))
+        assert files_of(copy) == files_of(folder_of(name))
+
+
+@pytest.mark.parametrize("name", ["sinkhorn-sotu-lm"])  # the one with generation_config.json
+def test_a_refreshed_folder_is_the_same(name, tmp_path):
+    """Links again, and nothing was written through them."""
+    folder, code = tmp_path / "checkpoint", {path: path.read_bytes() for path in ROOT.glob("*.py")}
+    shutil.copytree(folder_of(name), folder)
+    code_links.link_code(folder)
+    checkpoints.export(RECIPES[name], folder, folder)
+    assert {path: path.read_bytes() for path in ROOT.glob("*.py")} == code
+    assert all(path.is_symlink() and path.resolve().parent == ROOT for path in folder.glob("*.py"))
+    after, before = files_of(folder), files_of(folder_of(name))
+    for files in (after, before):  # the tokenizer notes whether the machine was offline
+        settings = json.loads(files["tokenizer_config.json"])
+        files["tokenizer_config.json"] = settings | {"local_files_only": None}
+    assert after == before
 
 
 def test_small():
-    sizes = {path: path.stat().st_size for path in (ROOT / "checkpoints").rglob("*") if path.is_file()}
+    sizes = {
+        path: path.stat().st_size
+        for path in (ROOT / "checkpoints").rglob("*")
+        if path.is_file() and not path.is_symlink()
+    }
     data = sum(path.stat().st_size for path in (ROOT / "data").rglob("*") if path.is_file())
     for path, size in sizes.items():
-        assert size < 25e6 and path.suffix in (".safetensors", ".json", ".py", ".md", ".yaml"), path
+        assert size < 25e6 and path.suffix in (".safetensors", ".json", ".md", ".yaml"), path
     assert sum(sizes.values()) + data < 60e6
 
 
