@@ -154,7 +154,7 @@ def epochs(log: list[dict[str, Any]], score: str) -> list[list[float]]:
 
 def routing() -> dict[str, Any]:
     """Of each layer, the head that ends with the largest weight on the page with the answer."""
-    seen = results("routing.json")
+    seen = results("experiments/routing.json")
     points, last = seen["points"], seen["points"][-1]["weights"]
     drawn: dict[str, Any] = {"steps": [point["step"] for point in points]}
     drawn["accuracy"] = [round(point["accuracy"], 4) for point in points]
@@ -165,13 +165,13 @@ def routing() -> dict[str, Any]:
 
 
 def memory() -> dict[str, Any]:
-    rows = results("benchmark.json")["rows"]
+    rows = results("benchmarks/cpu.json")["rows"]
     names = ("floor", "local", "sinkhorn hard", "sinkhorn soft", "full attention", "Longformer", "BigBird")
     return {name: [[length, round(value, 1)] for length, value in points(rows[name], "megabytes")] for name in names}
 
 
 def time() -> dict[str, Any]:
-    rows = results("benchmark.json")["rows"]
+    rows = results("benchmarks/cpu.json")["rows"]
     drawn = {}
     for name in ("sinkhorn soft", "sinkhorn hard", "local", "full attention", "BERT", "ModernBERT", "Longformer"):
         cells = {int(length): cell.get("forward_backward", {}) for length, cell in rows[name].items()}
@@ -184,7 +184,7 @@ def time() -> dict[str, Any]:
 
 
 def decoding() -> dict[str, Any]:
-    rows = results("decoding.json")["rows"]
+    rows = results("benchmarks/decoding.json")["rows"]
     return {
         name: [
             [
@@ -199,7 +199,7 @@ def decoding() -> dict[str, Any]:
 
 
 def classification() -> dict[str, Any]:
-    found = results("sotu_classification.json")
+    found = results("classification/sotu.json")
     return {
         f"by {split}": {
             name: [round(found[split]["summary"][name]["accuracy"][part], 4) for part in ("mean", "std")]
@@ -210,7 +210,7 @@ def classification() -> dict[str, Any]:
 
 
 def language() -> dict[str, Any]:
-    models = results("sotu_clm.json")["models"]
+    models = results("language_modeling/sotu.json")["models"]
     names = {"this model": "Sinkhorn, soft", "local_attention": "local", "full_attention": "full"}
     return {
         label: {
