@@ -16,7 +16,7 @@ all headings and `cells` a pattern for each column. A row may also be a list, it
 `key`, `label` and `best`: `higher` or `lower`, which makes the best cell bold.
 
 A format is a sample: `0.00` two decimals, `.000` three without the zero before the point, `0,0` a whole number with commas,
-`0.0 %` a percentage, `.000 ± .000` a mean and, if there are several seeds, a standard deviation.
+`0.0 %` a percentage, `0.0 MB` megabytes from bytes, `.000 ± .000` a mean and, if there are several seeds, a standard deviation.
 """
 
 import json
@@ -33,6 +33,7 @@ from common.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 MISSING = "-"  # what a run left out
+UNITS = {"": 1, "%": 100, "MB": 1e-6}
 
 
 @cache
@@ -65,12 +66,13 @@ def formatted(value: Any, sample: str) -> str:
         value = value["mean"]
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise UserError(f"{value!r} is not a number.")
-    shape = sample.removesuffix(" %")
+    shape, _, unit = sample.partition(" ")
     decimals = len(shape.partition(".")[2])
-    text = f"{value * 100 if sample.endswith('%') else value:{',' if ',' in shape else ''}.{decimals}f}"
+    value = value * UNITS[unit]
+    text = f"{value:,.{decimals}f}" if "," in shape else f"{value:.{decimals}f}"
     if shape.startswith("."):
         text = re.sub(r"^(-?)0\.", r"\1.", text)
-    return text + sample[len(shape) :]
+    return f"{text} {unit}".rstrip()
 
 
 class Pattern:
