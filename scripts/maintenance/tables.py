@@ -134,7 +134,9 @@ def cells_of(spec: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """The patterns of the cells after the label."""
     if "cells" in row:
         return row["cells"]
-    patterns = [(text, "") for text in spec["cells"]] if "cells" in spec else [(spec["cell"], key) for key in spec["columns"]]
+    patterns = (
+        [(text, "") for text in spec["cells"]] if "cells" in spec else [(spec["cell"], key) for key in spec["columns"]]
+    )
     # The key of a row may itself name the column.
     return [text.replace("<row>", row["key"]).replace("<column>", column) for text, column in patterns]
 
