@@ -18,11 +18,14 @@ from maintenance.tables import ROOT, load_specs, table
 BLOCK = re.compile(r"<!-- BEGIN (\S+) -->\n(.*?)<!-- END \1 -->", re.DOTALL)
 
 
-def with_tables(text: str, tables: dict[str, str]) -> str:
-    """`text` with the content of each pair of markers replaced. Every table must have its markers, and only once."""
-    names = [match[1] for match in BLOCK.finditer(text)]
-    if sorted(names) != sorted(tables):
-        raise UserError(f"markers and tables differ: {sorted(set(names) ^ set(tables)) or sorted(names)}")
+def with_tables(text: str, tables: dict[str, str], name: str) -> str:
+    """
+    `text`, of the document `name`, with the content of each pair of markers replaced. Every table must have its markers,
+    and only once.
+    """
+    marked = [match[1] for match in BLOCK.finditer(text)]
+    if sorted(marked) != sorted(tables):
+        raise UserError(f"{name}: markers and tables differ: {sorted(set(marked) ^ set(tables)) or sorted(marked)}")
     return BLOCK.sub(lambda match: f"<!-- BEGIN {match[1]} -->\n{tables[match[1]]}\n<!-- END {match[1]} -->", text)
 
 
@@ -33,10 +36,7 @@ def documents(root: Path = ROOT) -> dict[Path, str]:
         for name in spec["documents"]:
             words = spec.get("words", {}).get(name)
             tables = {key: table(content, words, root) for key, content in spec["tables"].items()}
-            try:
-                written[root / name] = with_tables((root / name).read_text(encoding="utf-8"), tables)
-            except UserError as error:
-                raise UserError(f"{name}: {error}") from None
+            written[root / name] = with_tables((root / name).read_text(encoding="utf-8"), tables, name)
     return written
 
 
