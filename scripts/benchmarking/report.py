@@ -2,7 +2,7 @@
 """
 Conclusions and tables from the rows of `benchmark.py`: from which length one model is faster than another.
 
-    python scripts/maintain.py report results/benchmarks/cpu.json  # tables, each number with its source
+    python scripts/maintain.py report results/benchmarks/cpu.json    # its tables, printed
 """
 
 import json
@@ -102,17 +102,14 @@ def table(rows: Mapping[str, Mapping[str, Any]], lengths: list[int], kind: str =
     return "\n".join(lines)
 
 
-def sourced_table(file: str, rows: Mapping[str, Mapping[str, Any]], figure: str, decimals: int) -> str:
-    """Markdown of one figure of a forward and backward at each length, with the path in `file` of each number."""
+def figure_table(rows: Mapping[str, Mapping[str, Any]], figure: str, decimals: int) -> str:
+    """Markdown of one figure of a forward and backward at each length."""
     lengths = sorted({int(length) for cells in rows.values() for length in cells})
     lines = ["| | " + " | ".join(f"{length:,}" for length in lengths) + " |", "|---" * (len(lengths) + 1) + "|"]
     for name in (name for name in (FLOOR, *SINKHORN_VARIANTS, *PEERS) if name in rows):
-        cells, printed, paths = rows[name], [], []
-        for length in map(str, lengths):
-            value = cells.get(length, {}).get(FORWARD_BACKWARD, {}).get(figure)
-            printed.append("-" if value is None else f"{value:.{decimals}f}")
-            paths += [] if value is None else [f"rows.{name}.{length}.{FORWARD_BACKWARD}.{figure}"]
-        lines.append(f"| {name} | " + " | ".join(printed) + f" | <!-- from {file}: {'; '.join(paths)} -->")
+        values = [rows[name].get(str(length), {}).get(FORWARD_BACKWARD, {}).get(figure) for length in lengths]
+        printed = ["-" if value is None else f"{value:.{decimals}f}" for value in values]
+        lines.append(f"| {name} | " + " | ".join(printed) + " |")
     return "\n".join(lines)
 
 
@@ -126,4 +123,4 @@ def main(arguments: list[str] | None = None) -> None:
     if options.update:
         write_json(options.results, record | conclusions(rows))
     for figure, decimals in (("ratio_to_floor", 2), ("memory_ratio_to_floor", 2), ("megabytes", 0)):
-        print(f"{figure}, forward and backward\n\n{sourced_table(str(options.results), rows, figure, decimals)}\n")
+        print(f"{figure}, forward and backward\n\n{figure_table(rows, figure, decimals)}\n")

@@ -28,6 +28,8 @@ from maintenance.recipes import BOOKS_ENCODER, CAUSAL_LM, CLASSIFIER, ENCODER, M
 
 ROOT = Path(__file__).resolve().parents[2]
 CARDS = ROOT / "model_cards"
+# What the shipped language model uses its sorting for.
+INTERVENTIONS = ROOT / "results" / "experiments" / "interventions.json"
 # Where their owner pushed data/sotu and data/books, and what is in them.
 ADDRESSES, BOOKS = "USER/state-of-the-union", "USER/public-domain-books"
 DATASETS = {
@@ -97,13 +99,6 @@ def card(name: str, results: dict) -> str:
         loader=FileSystemLoader(CARDS / "templates"), undefined=StrictUndefined, keep_trailing_newline=True
     )
 
-    def source(paths: str) -> str:
-        """Where the numbers of a line come from, unseen on the page and read by `tests/test_readme.py`."""
-        return f"<!-- from results/checkpoints/{name}.json: {paths} -->"
-
-    def score_paths(part: str, *metrics: str, run: str = "evaluation") -> str:
-        return "; ".join(f"{run}.models.this model.scores.{part}.{metric}" for metric in metrics)
-
     evaluated = evaluation.get("models", {}).get("this model", {})
     values: dict[str, Any] = {
         "name": name,
@@ -127,8 +122,7 @@ def card(name: str, results: dict) -> str:
             if recipe.evaluate_on_books or not on_books
         ],
         "base_model": base_model(name),
-        "source": source,
-        "score_paths": score_paths,
+        "interventions": json.loads(INTERVENTIONS.read_text(encoding="utf-8")),
         "quote": lambda text: text.replace("\n", "\n> "),
     }
     text = environment.get_template(f"{name}.md").render(values)

@@ -1,25 +1,24 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 `docs/lesson.md` and `docs/lesson.zh.md`: thirteen sections with a figure and a table each, the same in both languages; the
-numbers are those of `results/`, and the figures those that `scripts/lesson_figures.py` draws now.
+numbers are those of `results/`, and the figures those that `scripts/maintain.py figures` draws now.
 """
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from test_readme import NUMBER, SOURCE, read, sources, wrong_numbers
 
-from helpers import SCRIPTS
+from maintenance import documents
 from maintenance import figures as lesson_figures
 from maintenance.figures import LESSON, path_of
+from maintenance.numbers import load_entries
+from markdown_parts import ROOT, cells, code_blocks, numbers, read, tables
 
 
-ROOT = SCRIPTS.parent
 ENGLISH, CHINESE = ROOT / "docs" / "lesson.md", ROOT / "docs" / "lesson.zh.md"
 DOCUMENTS = pytest.mark.parametrize("document", [ENGLISH, CHINESE], ids=lambda path: path.name)
 
@@ -29,40 +28,14 @@ def sections(document: Path) -> list[str]:
     return re.split(r"^(?=## )", read(document), flags=re.MULTILINE)[1:]
 
 
-def tables(text: str) -> list[list[str]]:
-    """The rows of each table below its heading, with their comments."""
-    found: list[list[str]] = []
-    lines = text.splitlines()
-    for above, line in zip(["", *lines], lines):
-        if re.fullmatch(r"\|(-+\|)+", line):
-            found.append([])
-        elif found and line.startswith("|") and above.startswith("|"):
-            found[-1].append(line)
-    return found
-
-
-def cells(row: str) -> list[str]:
-    return [cell.strip() for cell in re.sub(r"<!--.*?-->", "", row).strip().strip("|").split("|")]
-
-
-def numbers(row: str) -> list[str]:
-    """Those after the first cell, which is a label."""
-    return NUMBER.findall(" ".join(cells(row)[1:]))
-
-
 # Documents -----------------------------------------------------------------------------------------------------------
 
 
 @DOCUMENTS
-def test_numbers_come_from_results(document):
-    assert wrong_numbers(read(document), ROOT) == []
-
-
-@DOCUMENTS
-def test_every_number_of_a_table_has_a_source(document):
+def test_every_table_is_written_from_results(document):
+    assert not tables(documents.BLOCK.sub("", read(document)))
     for table in tables(read(document)):
-        for row in table:
-            assert len(numbers(row)) == len(sources(row)) > 0, row
+        assert all(numbers(row) for row in table), table
 
 
 @DOCUMENTS
@@ -75,35 +48,28 @@ def test_thirteen_sections_with_a_figure_and_a_table(document):
         assert len(tables(section)) == 1, f"section {number}"
 
 
-@DOCUMENTS
-def test_linked_files_exist(document):
-    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", read(document))
-    assert [link for link in links if not (document.parent / link).exists()] == []
-
-
 def test_languages_say_the_same():
     for english, chinese in zip(sections(ENGLISH), sections(CHINESE), strict=True):
         for pattern in (r"\]\((figures/\S+)\)", r"^```.*?^```$", r"^\$\$.*?\$\$$"):
             flags = re.DOTALL | re.MULTILINE
             assert re.findall(pattern, english, flags) == re.findall(pattern, chinese, flags)
-        # All that is measured, in tables and sentences.
-        assert SOURCE.findall(english) == SOURCE.findall(chinese)
         rows, translated = tables(english)[0], tables(chinese)[0]
         assert [numbers(row) for row in rows] == [numbers(row) for row in translated]
         assert [len(cells(row)) for row in rows] == [len(cells(row)) for row in translated]
 
 
+def test_languages_quote_the_same_numbers():
+    for entry in load_entries(ROOT):
+        quoted = [set(re.findall(r"{.*?}", quote)) for name, quote in entry["quotes"].items() if "lesson" in name]
+        assert len(quoted) in (0, 2) and quoted[:1] == quoted[1:], entry["quotes"]
+
+
 def test_python_blocks_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", read(ENGLISH), re.DOTALL | re.MULTILINE)
+    blocks = code_blocks(read(ENGLISH), "python")
     assert blocks
     for block in blocks:
         exec(compile(block, ENGLISH.name, "exec"), {"__name__": "__main__"})
-
-
-def test_commands_exist():
-    for script in re.findall(r"python (scripts/\w+\.py)", read(ENGLISH) + read(CHINESE)):
-        assert (ROOT / script).is_file(), script
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -152,8 +118,7 @@ def test_command_draws_the_figures(tmp_path, monkeypatch):
         monkeypatch.setitem(LESSON, name, (compute, lambda data, d=draw, k=keep: k.setdefault("figure", d(data))))
         drawn[name] = keep
     monkeypatch.setattr(lesson_figures.plt, "close", lambda figure: None)
-    monkeypatch.setattr(sys, "argv", ["lesson_figures.py", "--output_dir", str(tmp_path), "--only", *names])
-    lesson_figures.main()
+    lesson_figures.main(["--output_dir", str(tmp_path), "--only", *names])
     for name in names:
         assert_same(written_in(path_of(name, tmp_path)), written_in(path_of(name)), name)
     # The marks on the paper are the numbers.
