@@ -177,7 +177,7 @@ def test_report(training_record, tmp_path, monkeypatch, capsys):
     run_script(monkeypatch, "maintain.py", "report", copy, "--update")
     assert json.loads(copy.read_text()) == record
     printed = capsys.readouterr().out
-    ratio = record["rows"][MAIN]["128"]["forward_backward"]["ratio_to_floor"]
+    ratio = record["rows"][SINKHORN_SOFT]["128"]["forward_backward"]["ratio_to_floor"]
     assert f"\n| {SINKHORN_SOFT} | " in printed and f"| {ratio:.2f} |\n" in printed
 
 
