@@ -106,63 +106,72 @@ def table(spec: dict[str, Any], words: dict[str, str] | None = None, root: Path 
 
     columns = spec.get("columns")
     head = [spec.get("corner", ""), *columns.values()] if columns else spec["head"]
-    lines = ["| " + " | ".join(words.get(text, text) for text in head) + " |", "|" + "---|" * len(head)]
+    lines = [markdown_row([words.get(text, text) for text in head]), "|" + "---|" * len(head)]
     for row in rows_of(spec):
         cells = [pattern(text) for text in cells_of(spec, row)]
         texts = [pattern(row["label"]).filled(), *with_best(cells, row.get("best"), left_out="key" in row)]
         if len(texts) != len(head):
             raise UserError(f"the row {row['label']!r} has {len(texts)} cells under {len(head)} headings.")
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines).replace("|  |", "| |")
+        lines.append(markdown_row(texts))
+    return "\n".join(lines)
+
+
+def markdown_row(texts: list[str]) -> str:
+    return "|" + "".join(f" {text} |" if text else " |" for text in texts)
 
 
 def rows_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Its rows in one form: `label` with `key` or `cells`, and perhaps `best`."""
     rows = spec["rows"]
     if isinstance(rows, dict):
         return [{"key": key, "label": label} for key, label in rows.items()]
-    return [
-        row
-        if isinstance(row, dict)
-        else {"label": row[0], "cells": row[1:]}
-        if isinstance(row, list)
-        else {"key": row, "label": row}
-        for row in rows
-    ]
+    return [_as_mapping(row) for row in rows]
+
+
+def _as_mapping(row: str | list[str] | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(row, dict):
+        return row
+    if isinstance(row, list):
+        return {"label": row[0], "cells": row[1:]}
+    return {"key": row, "label": row}
 
 
 def cells_of(spec: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """The patterns of the cells after the label."""
     if "cells" in row:
         return row["cells"]
-    patterns = (
-        [(text, "") for text in spec["cells"]] if "cells" in spec else [(spec["cell"], key) for key in spec["columns"]]
-    )
+    if "cells" in spec:
+        return [text.replace("<row>", row["key"]) for text in spec["cells"]]
     # The key of a row may itself name the column.
-    return [text.replace("<row>", row["key"]).replace("<column>", column) for text, column in patterns]
+    return [spec["cell"].replace("<row>", row["key"]).replace("<column>", column) for column in spec["columns"]]
 
 
 def with_best(cells: list[Pattern], best: str | None, left_out: bool) -> list[str]:
-    """The filled cells; the best one, of those with the most seeds, is bold. `left_out`: a number may be missing."""
-    values: list[list[Any] | None] = []
-    for cell in cells:
-        try:
-            found = cell.values()
-        except KeyError:
-            found = [None]
-        values.append(None if None in found else found)
+    """The filled cells; `best`, `higher` or `lower`, makes the best one bold. `left_out`: a number may be missing."""
+    values = [values_or_none(cell) for cell in cells]
     if None in values and (not left_out or not any(values)):
         raise UserError(f"not in the results: {cells[values.index(None)].text}")
     texts = [MISSING if value is None else cell.filled() for cell, value in zip(cells, values)]
-    if best:
-        found = {place: value[0] for place, value in enumerate(values) if value}
-        most = max(len(value["seeds"]) for value in found.values())
-        means = {place: value["mean"] for place, value in found.items() if len(value["seeds"]) == most}
-        target = (max if best == "higher" else min)(means.values())
-        for place, mean in means.items():
-            if mean == target:
-                number, spread, rest = texts[place].partition(" ± ")
-                texts[place] = f"**{number}**{spread}{rest}"
+    for place in best_places([value[0] if value else None for value in values], best) if best else []:
+        number, plus_minus, spread = texts[place].partition(" ± ")
+        texts[place] = f"**{number}**{plus_minus}{spread}"
     return texts
+
+
+def values_or_none(cell: Pattern) -> list[Any] | None:
+    try:
+        values = cell.values()
+    except KeyError:
+        return None
+    return None if None in values else values
+
+
+def best_places(values: list[dict[str, Any] | None], best: str) -> list[int]:
+    """Where the best mean is, among those over the most seeds: the mean of one seed and that of three are not compared."""
+    most = max(len(value["seeds"]) for value in values if value)
+    means = {place: value["mean"] for place, value in enumerate(values) if value and len(value["seeds"]) == most}
+    target = (max if best == "higher" else min)(means.values())
+    return [place for place, mean in means.items() if mean == target]
 
 
 def load_specs(folder: Path) -> list[dict[str, Any]]:
