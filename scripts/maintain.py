@@ -18,7 +18,7 @@ COMMANDS = {
     "experiments": ("experiments.report", "docs/experiments.md, its figures, and results/experiments/summary.json"),
     "cards": ("maintenance.cards", "the model cards, also in the checkpoints' folders"),
     "links": ("maintenance.code_links", "the links from the checkpoints' folders to the code"),
-    "model_rules": ("maintenance.model_rules", "nothing: it checks the model's files by the rules of Transformers"),
+    "model_rules": ("maintenance.model_rules", "nothing: it checks the model's modules by the rules of Transformers"),
     "figures": ("maintenance.figures", "the figures of the lesson"),
     "report": ("benchmarking.report", "the tables of a benchmark's results, printed"),
     "plots": ("benchmarking.plots", "the plot of a benchmark's results"),

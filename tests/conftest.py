@@ -7,8 +7,13 @@ import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 # Read when the libraries are imported, so they are set before that. A test that asks the Hub for anything fails at
@@ -29,19 +34,23 @@ if not os.environ["CUDA_VISIBLE_DEVICES"]:
     # The kernels for a GPU run on the CPU. Triton's own functions ask for it, too, when they are imported.
     os.environ["TRITON_INTERPRET"] = "1"
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
-from transformers import PreTrainedTokenizerFast  # noqa: E402
+# The libraries are imported where they are used: the process that hands tests to others needs none of them.
 
 
-torch.set_num_threads(1)  # the models are tiny: a second thread costs more than it gives
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """The models are tiny: a second thread costs more than it gives."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> Iterator[None]:
     """Every test draws the same numbers, whichever tests ran before it."""
+    import numpy as np
+    import torch
+
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -49,8 +58,11 @@ def _fixed_seed() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
     """A byte-level BPE of some 300 entries: writes any text, and has the special tokens that the tasks ask for."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "<mask>"}
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -68,6 +80,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(autouse=True)
 def same_verbosity():
     """Scripts change how much the library tells; later tests read what it tells."""
+    import transformers
+
     before = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(before)

@@ -5,8 +5,6 @@
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -465,8 +463,8 @@ def test_the_whole_set_runs_at_reduced_scale(tmp_path):
             tmp_path / f"{part}.parquet"
         )
     folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
-    command = [sys.executable, str(SCRIPTS / "run_experiments.py"), "--smoke", "--jobs", "2", *folders]
-    subprocess.run([*command, "--imdb_folder", str(tmp_path)], check=True, timeout=300)
+    flags = ["all", "--smoke", "--jobs", "2", *folders, "--imdb_folder", str(tmp_path)]
+    assert run_experiments.main(flags) == 0
     page = tmp_path / "page.md"
     report.main(["--results_dir", str(tmp_path / "results"), "--output", str(page)])
     for experiment in plan.experiments():

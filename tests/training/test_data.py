@@ -1,10 +1,20 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """The shipped data and its splits."""
 
+import functools
+
 import pytest
 from datasets import Dataset
 
 from training import shipped_data as sotu
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cut_once():
+    """The passages are the same for every seed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sotu, "passages", functools.cache(sotu.passages))
+        yield
 
 
 def test_addresses_are_whole_and_small():
