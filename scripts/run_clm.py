@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Trains or fine-tunes a causal language model with the Trainer, with the flags of Transformers' own `run_clm.py`. With no
-flag but the output folder, it trains a small Sinkhorn model from scratch on the shipped State of the Union addresses.
+Trains or fine-tunes a causal language model with the Trainer, with the flags of Transformers' own `run_clm.py`. With
+no flag but the output folder, it trains a small Sinkhorn model from scratch on the shipped State of the Union
+addresses.
 
     python scripts/run_clm.py --output_dir runs/clm
     python scripts/run_clm.py --output_dir runs/compare --compare_with local_attention,full_attention \\

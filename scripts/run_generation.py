@@ -91,8 +91,8 @@ def main() -> None:
     config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
     if config.model_type == "sinkhorn" and not config.is_decoder:
         raise UserError(
-            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a causal "
-            "model, as run_clm.py makes them."
+            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "
+            "causal model, as run_clm.py makes them."
         )
     model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Trains or fine-tunes a masked language model with the Trainer, with the flags of Transformers' own `run_mlm.py`. With no
-flag but the output folder, it trains a small Sinkhorn encoder from scratch on the shipped State of the Union addresses.
+Trains or fine-tunes a masked language model with the Trainer, with the flags of Transformers' own `run_mlm.py`. With
+no flag but the output folder, it trains a small Sinkhorn encoder from scratch on the shipped State of the Union
+addresses.
 
     python scripts/run_mlm.py --output_dir runs/mlm
     python scripts/run_mlm.py --output_dir runs/compare --compare_with local_attention,full_attention

@@ -38,8 +38,8 @@ CHANGEABLE_FLAGS = {
 
 def parse(*argument_classes: type) -> tuple[Any, ...]:
     """
-    One object of each class and, last, the given flags by name. Without `do_train`, `do_eval` and `do_predict`, all three
-    are done.
+    One object of each class and, last, the given flags by name. Without `do_train`, `do_eval` and `do_predict`, all
+    three are done.
 
     Raises:
         UserError: the JSON file cannot be read, a flag is not known, or a value is refused.
@@ -113,8 +113,8 @@ def record_model_and_data(given: dict[str, Any], training_args: TrainingArgument
         if differ:
             changes = "; ".join(f"--{name} was {_value(then, name)} and is {_value(now, name)}" for name in differ)
             raise UserError(
-                f"the run in {training_args.output_dir} cannot resume with another model or other data: {changes}. Give "
-                "the same flags, or another --output_dir."
+                f"the run in {training_args.output_dir} cannot resume with another model or other data: {changes}. "
+                "Give the same flags, or another --output_dir."
             )
     elif training_args.process_index == 0:
         write_json(path, now)

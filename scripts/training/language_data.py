@@ -114,8 +114,8 @@ def to_chunks(
     documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, chunk_length: int, args: LanguageModelingDataArguments
 ) -> tuple[DatasetDict, dict[str, float]]:
     """
-    Tokenises documents, each with an end-of-text token, joins them and cuts them to chunks of `chunk_length` tokens; or
-    keeps them complete. Prints the number of tokens dropped at the end.
+    Tokenises documents, each with an end-of-text token, joins them and cuts them to chunks of `chunk_length` tokens;
+    or keeps them complete. Prints the number of tokens dropped at the end.
 
     Returns:
         Splits with the column `input_ids`, and the tokens per byte of text of each split.

@@ -152,7 +152,8 @@ def check_comparison(model_args: ModelArguments, training_args: LanguageModeling
         )
     if is_resuming(training_args) and not resumes_from_last_checkpoint(training_args):
         raise UserError(
-            "--compare_with: a checkpoint belongs to one of the models; --resume_from_checkpoint last finds each one's."
+            "--compare_with: a checkpoint belongs to one of the models; --resume_from_checkpoint last finds each "
+            "one's."
         )
 
 
@@ -213,8 +214,8 @@ def train_and_evaluate(
         if record.get("flags") != training_flags(given):
             raise UserError(
                 f"{scores_file} belongs to a finished run with the flags {record.get('flags')}; now they are "
-                f"{training_flags(given)}. Name another --output_dir, or replace it with --overwrite_output_dir without "
-                "--resume_from_checkpoint."
+                f"{training_flags(given)}. Name another --output_dir, or replace it with --overwrite_output_dir "
+                "without --resume_from_checkpoint."
             )
         return record
     checkpoint = find_checkpoint(args, args.overwrite_output_dir)

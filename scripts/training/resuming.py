@@ -51,15 +51,15 @@ def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | 
     if not training_args.do_train:
         if (output_dir / "train_results.json").exists() and not overwrite:
             raise UserError(
-                f"--output_dir {output_dir} holds a training run; its run.json would be replaced. Name another folder for "
-                "an evaluation (--model_name_or_path names the model), or give --overwrite_output_dir."
+                f"--output_dir {output_dir} holds a training run; its run.json would be replaced. Name another folder "
+                "for an evaluation (--model_name_or_path names the model), or give --overwrite_output_dir."
             )
         return None
     if not is_resuming(training_args):
         if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
             raise UserError(
-                f"--output_dir {output_dir} is not empty. Resume its run with --resume_from_checkpoint last, replace it "
-                "with --overwrite_output_dir, or name another folder."
+                f"--output_dir {output_dir} is not empty. Resume its run with --resume_from_checkpoint last, replace "
+                "it with --overwrite_output_dir, or name another folder."
             )
         return None
     if not resumes_from_last_checkpoint(training_args):

@@ -79,8 +79,8 @@ def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
 def load_address_splits(seed: int = 0, hold_out: str = "random") -> DatasetDict:
     """
     Complete train, validation and test addresses: about 85, 5 and 10 percent, drawn by `seed`. With
-    `hold_out="classification"`, the test part has the addresses that `load_passages(seed=seed)` tests on, so an encoder
-    trained on the rest has never read them.
+    `hold_out="classification"`, the test part has the addresses that `load_passages(seed=seed)` tests on, so an
+    encoder trained on the rest has never read them.
     """
     addresses = load_addresses().shuffle(seed=seed)
     rows = list(range(len(addresses)))
