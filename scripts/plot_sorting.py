@@ -1,15 +1,14 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Shows what a model sorts: for one text, the sort matrices of each layer and head before and after balancing, and over the
-checkpoints of its training; the source-token attention maps; and the passages that were sorted beside each other, by name.
+Shows what a model sorts in one text: the sort matrices of each layer and head before and after balancing, also over
+the checkpoints of its training; the source-token attention maps; and the passages that were sorted next to each other.
 
     python scripts/plot_sorting.py --model_name_or_path runs/sotu --output_dir runs/sotu-sorting
-    python scripts/plot_sorting.py --model_name_or_path runs/clm --output_dir runs/clm-sorting --text_file speech.txt \\
-        --checkpoints runs/clm/checkpoint-523 runs/clm/checkpoint-1046 --layer 0 3 --head 1
+    python scripts/plot_sorting.py --model_name_or_path runs/clm --output_dir runs/clm-sorting \\
+        --text_file speech.txt --checkpoints runs/clm/checkpoint-523 runs/clm/checkpoint-1046 --layer 0 3 --head 1
 
-Writes `sorting-layerN.png`, `training-layerN.png` where there are checkpoints, `attention-layerN.png` and `passages.md`.
-Any Sinkhorn model will do: encoder, causal model or classifier. Sort matrices and maps are the body's; heads on top of it
-are not needed.
+Writes `sorting-layerN.png`, `training-layerN.png` (if there are checkpoints), `attention-layerN.png` and
+`passages.md`. Any Sinkhorn model works: encoder, causal model or classifier. Only the body of the model is used.
 """
 
 import json
@@ -42,8 +41,8 @@ class PlotArguments:
     checkpoints: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Checkpoints of the training run, or folders of them; sorted by step. Default: the checkpoint-* in "
-            "the model's folder."
+            "help": "Checkpoints of the training run, or folders with them. Default: the checkpoint-* in the model's "
+            "folder."
         },
     )
     layer: list[int] | None = field(default=None, metadata={"help": "Layers to draw, from 0 on; default: all."})
@@ -92,12 +91,14 @@ def checkpoint_step(folder: Path) -> int:
         return int(json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError):
         raise UserError(
-            f"--checkpoints: {folder} tells no step; name it checkpoint-STEP, or keep its trainer_state.json."
+            f"--checkpoints: {folder} has no step; name it checkpoint-STEP, or keep its trainer_state.json."
         ) from None
 
 
 def find_checkpoints(args: PlotArguments) -> dict[int, Path]:
-    """By step, lowest first. Those that the flag names must be there; those in the model's folder are a bonus."""
+    """
+    Checkpoints by step, lowest first. Those named by the flag must exist; those in the model's folder are optional.
+    """
     found: list[Path] = []
     for name in args.checkpoints or ():
         folder = Path(name)
@@ -136,17 +137,17 @@ def select_numbers(wanted: list[int] | None, available: list[int], flag: str, wh
 
 
 def tokenize(text: str, tokenizer: Any, config: Any, max_seq_length: int) -> Tensor:
-    """The first tokens of the text, `(1, L)`, as many as model and flag allow; says what was left out."""
+    """The first tokens of the text, `(1, L)`, as many as the model and the flag allow. Prints what is left out."""
     limit = max_seq_length
     if config.sort_net != "bilinear":
         limit = min(limit, config.max_num_blocks * config.block_size)
     input_ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     if input_ids.shape[1] == 0:
-        raise UserError("--text or --text_file: the tokenizer makes no token of it; give a text with words in it.")
+        raise UserError("--text or --text_file: the text has no tokens; give one with words in it.")
     if int(input_ids.max()) >= config.vocab_size:
         raise UserError(
-            f"--tokenizer_name: this tokenizer has more entries than the model's vocabulary of {config.vocab_size}; name "
-            "the one that the model was trained with."
+            f"--tokenizer_name: this tokenizer has more entries than the model's vocabulary of {config.vocab_size}; "
+            "name the one that the model was trained with."
         )
     if input_ids.shape[1] > limit:
         print(f"Reading the first {limit:,} of {input_ids.shape[1]:,} tokens (--max_seq_length {max_seq_length}).")

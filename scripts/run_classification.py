@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Fine-tunes and evaluates a classifier of long documents with the Trainer, under the flags of Transformers' own
-`run_classification.py`. Without flags but the output folder: the shipped State of the Union task, a small Sinkhorn
-model from scratch, whole documents.
+Trains or fine-tunes a classifier of long documents with the Trainer and evaluates it, with the flags of Transformers'
+own `run_classification.py`. With no flag but the output folder, it trains a small Sinkhorn model from scratch on the
+shipped State of the Union task, on complete documents.
 
     python scripts/run_classification.py --output_dir runs/sotu
     python scripts/run_classification.py --output_dir runs/tiny --num_train_epochs 1 --max_train_samples 64 \\
@@ -69,11 +69,11 @@ class ClassificationTrainingArguments(SmallModelTrainingArguments):
 
     def __post_init__(self) -> None:
         metric = self.metric_for_best_model
-        super().__post_init__()  # puts the loss where no metric is given
+        super().__post_init__()  # sets the loss if no metric is given
         self.metric_for_best_model = metric
 
     def choose_best_by(self, metric: str, given: dict) -> None:
-        """The metric that picks the best checkpoint, and which way is better, where the flags `given` do not say."""
+        """Sets the metric for the best checkpoint, and its direction, unless the flags `given` do."""
         self.metric_for_best_model = self.metric_for_best_model or metric
         if "greater_is_better" not in given:
             self.greater_is_better = not self.metric_for_best_model.endswith(("loss", "mse", "mae"))
@@ -95,7 +95,7 @@ def main() -> None:
         ("test", data_args.max_predict_samples),
     ):
         if limit is not None and part in task.splits:
-            # Files are often sorted by label: the first rows alone would be of one class.
+            # Files are often sorted by label: the first rows would be of one class.
             shuffled = task.splits[part].shuffle(seed=data_args.split_seed)
             task.splits[part] = shuffled.select(range(min(limit, len(shuffled))))
     tokenizer = load_tokenizer(model_args, task.splits["train"]["text"], checkpoint)

@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Trains or fine-tunes a causal language model with the Trainer, under the flags of Transformers' own `run_clm.py`. Without
-flags but the output folder: the shipped State of the Union addresses and a small Sinkhorn model from scratch.
+Trains or fine-tunes a causal language model with the Trainer, with the flags of Transformers' own `run_clm.py`. With
+no flag but the output folder, it trains a small Sinkhorn model from scratch on the shipped State of the Union
+addresses.
 
     python scripts/run_clm.py --output_dir runs/clm
     python scripts/run_clm.py --output_dir runs/compare --compare_with local_attention,full_attention \\
@@ -45,7 +46,7 @@ class ChunkArguments:
 
 
 def add_labels(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Every token is to be predicted but the first of its row."""
+    """Every token is predicted except the first of its row."""
     return rows.map(lambda row: {"labels": row["input_ids"]}, desc="Labels")
 
 
@@ -54,7 +55,7 @@ def count(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Dataset) -> dict[str, str]:
-    """What the model writes after the first 48 tokens of a held-out text."""
+    """A continuation of the first 48 tokens of a held-out text."""
     prompt = torch.tensor([rows[0]["input_ids"][:48]], device=model.device)
     longest = longest_input(model.config, tokenizer)
     if longest is not None and prompt.shape[1] >= longest:

@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Runs experiments, and writes a JSON file for each run: one model, on one condition of one task, from one seed. A run whose
-file is there is not run again; one that was interrupted goes on from its last checkpoint. `maintain.py experiments` then
-makes the tables and figures of docs/experiments.md.
+Runs experiments, and writes a JSON file for each run: one model, on one condition of one task, from one seed. Finished
+runs are skipped; interrupted runs resume from their last checkpoint. `maintain.py experiments` then makes the tables
+and figures of docs/experiments.md.
 
     python scripts/run_experiments.py --smoke                       # every experiment, a few steps: minutes
     python scripts/run_experiments.py all --jobs 2                  # everything: a night on two cores
@@ -41,11 +41,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--conditions", type=_words, help="Some of the config files' conditions, by commas.")
     parser.add_argument("--results_dir", type=Path, help="Default: results/experiments.")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "experiments", help="For checkpoints.")
-    parser.add_argument("--time_limit_minutes", type=float, help="Stop with a checkpoint then; call again to go on.")
-    parser.add_argument("--jobs", type=int, default=1, help="Runs at a time, which share the cores.")
+    parser.add_argument("--time_limit_minutes", type=float, help="Stop then, with a checkpoint; call again to resume.")
+    parser.add_argument("--jobs", type=int, default=1, help="Parallel runs, which share the cores.")
     parser.add_argument("--imdb_folder", help="Parquet files of IMDb; default: `stanfordnlp/imdb` from the Hub.")
     parser.add_argument("--keep_models", action="store_true", help="Leave the trained models in --work_dir.")
-    parser.add_argument("--list", action="store_true", help="Say what would be run, and stop.")
+    parser.add_argument("--list", action="store_true", help="List the runs, and stop.")
     options = parser.parse_args(arguments)
     options.budget = "smoke" if options.smoke else "full"
     if options.results_dir is None:
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
             failed.append(run.name)
             print(outcome, file=sys.stderr, flush=True)
     if interrupted:
-        print(f"Time is up: {interrupted} runs are left. The same command goes on.")
+        print(f"Time is up: {interrupted} runs are left. The same command resumes them.")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Continues a prompt with a causal language model, and prints the text while it is written.
+Continues a prompt with a causal language model, and prints the text as it is generated.
 
     python scripts/run_generation.py --model_name_or_path runs/clm --prompt "Fellow citizens of the Senate"
     python scripts/run_generation.py --model_name_or_path runs/clm --prompt_file long.txt --max_new_tokens 500
@@ -31,24 +31,24 @@ class GenerationArguments:
     prompt: str | None = field(default=None, metadata={"help": "Text to continue."})
     prompt_file: str | None = field(default=None, metadata={"help": "UTF-8 file with the text; - for standard input."})
     max_new_tokens: int = field(default=200, metadata={"help": "Tokens to write at most."})
-    do_sample: bool = field(default=True, metadata={"help": "Draw tokens; else the likeliest."})
+    do_sample: bool = field(default=True, metadata={"help": "Sample tokens; otherwise the likeliest."})
     temperature: float | None = field(
-        default=None, metadata={"help": "Of the drawing, lower is safer; default: the model's, else 0.8."}
+        default=None, metadata={"help": "Of the sampling, lower is safer; default: the model's, else 0.8."}
     )
     top_k: int | None = field(
-        default=None, metadata={"help": "Draw from this many likeliest tokens; default: the model's, else 50."}
+        default=None, metadata={"help": "Sample from this many likeliest tokens; default: the model's, else 50."}
     )
     top_p: float | None = field(
         default=None,
-        metadata={"help": "Draw from the likeliest tokens of this probability; default: the model's, else 0.95."},
+        metadata={"help": "Sample from the likeliest tokens of this probability; default: the model's, else 0.95."},
     )
     repetition_penalty: float | None = field(
-        default=None, metadata={"help": "Above 1: avoid what stands there already; default: the model's, else 1."}
+        default=None, metadata={"help": "Above 1: avoid repetition; default: the model's, else 1."}
     )
     prefill_chunk_size: int | None = field(
         default=4096, metadata={"help": "Tokens of the prompt read at once, to bound memory."}
     )
-    seed: int = field(default=0, metadata={"help": "Of the drawing."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
@@ -75,7 +75,7 @@ def read_prompt(args: GenerationArguments) -> str:
 
 
 def settings(args: GenerationArguments, model: PreTrainedModel) -> dict[str, float]:
-    """What the flags say, and ours where neither they nor the model's own generation config say anything."""
+    """The given flags, and our defaults for what neither they nor the model's generation config set."""
     ours = {"repetition_penalty": 1.0}
     if args.do_sample:
         ours |= {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
@@ -91,8 +91,8 @@ def main() -> None:
     config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
     if config.model_type == "sinkhorn" and not config.is_decoder:
         raise UserError(
-            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a causal "
-            "model, as run_clm.py makes them."
+            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "
+            "causal model, as run_clm.py makes them."
         )
     model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
     model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Trains or fine-tunes a masked language model with the Trainer, under the flags of Transformers' own `run_mlm.py`. Without
-flags but the output folder: the shipped State of the Union addresses and a small Sinkhorn encoder from scratch.
+Trains or fine-tunes a masked language model with the Trainer, with the flags of Transformers' own `run_mlm.py`. With
+no flag but the output folder, it trains a small Sinkhorn encoder from scratch on the shipped State of the Union
+addresses.
 
     python scripts/run_mlm.py --output_dir runs/mlm
     python scripts/run_mlm.py --output_dir runs/compare --compare_with local_attention,full_attention
@@ -37,7 +38,7 @@ class MaskingArguments:
 
 def masking(tokenizer: PreTrainedTokenizerBase, probability: float, seed: int | None = None):
     if tokenizer.mask_token is None:
-        raise UserError("the tokenizer has no mask token: name one that has, with --tokenizer_name.")
+        raise UserError("the tokenizer has no mask token: name one that has one with --tokenizer_name.")
     return DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, seed=seed)
 
 

@@ -298,7 +298,7 @@ def test_checkpoints_of_another_model(folder, tmp_path, monkeypatch, tiny_tokeni
     ):
         draw(monkeypatch, folder, tmp_path / "out", "--checkpoints", tmp_path / "run")
     save(tmp_path / "stepless", tiny_tokenizer)
-    with pytest.raises(SystemExit, match=r"--checkpoints: .*stepless tells no step; name it checkpoint-STEP"):
+    with pytest.raises(SystemExit, match=r"--checkpoints: .*stepless has no step; name it checkpoint-STEP"):
         draw(monkeypatch, folder, tmp_path / "out", "--checkpoints", tmp_path / "stepless")
     (tmp_path / "stepless" / "trainer_state.json").write_text('{"global_step": 7}', encoding="utf-8")
     assert plot_sorting.checkpoint_step(tmp_path / "stepless") == 7

@@ -48,7 +48,7 @@ def check_all(variants: Iterable[str] = tuple(SINKHORN_VARIANTS), device: str = 
             if check.applies(variant):
                 error = check.measure(variant, device)
                 if not error <= check.limit:  # NaN is not
-                    raise SystemExit(f"error: {variant}: {check.says} (by {error:.3g}); no speed is given.")
+                    raise SystemExit(f"error: {variant}: {check.failure} (by {error:.3g}); no speed is given.")
                 errors[variant][name] = error
     return errors
 

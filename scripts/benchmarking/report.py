@@ -24,9 +24,9 @@ def crossover(ours: Mapping[int, float], other: Mapping[int, float]) -> dict[str
         ours, other: times by length, in the same unit. Only lengths of both count.
 
     Returns:
-        `measured`: the shortest length at which, and above which, ours is faster; `None` if it is slower at the longest.
-        `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at that length and at
-        the one before; `None` if there is no such pair. `compared_up_to`: the longest length.
+        `measured`: the shortest length at which, and above which, ours is faster; `None` if it is slower at the
+        longest. `interpolated`: where the two meet, on a straight line between the logarithms of the ratio at that
+        length and at the one before; `None` if there is no such pair. `compared_up_to`: the longest length.
     """
     lengths = sorted(ours.keys() & other.keys())
     found: dict[str, float | None] = {"measured": None, "interpolated": None, "compared_up_to": None}

@@ -43,7 +43,7 @@ def time_rounds(
     every few models. The order rotates by one in each round.
 
     Args:
-        budget: seconds after which no further round begins for models that have had their `least_rounds`.
+        budget: seconds after which models with their `minimum_rounds` get no more rounds.
         expected: seconds of a pass, if known; slow models get no warm-up.
         base: the model that the others are compared with.
     """

@@ -1,2 +1,2 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What sorting is worth: the same small model with each kind of attention, on tasks that need a long reach or do not."""
+"""The value of sorting: the same small model with each kind of attention, on tasks with and without long range."""

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What a causal SortNet might read of a block in place of all tokens up to its first one. For experiments alone: whole rows,
-without a cache and without packing.
+Another descriptor of a block for causal SortNets, in place of all tokens up to its first one. For experiments only:
+unpadded rows, without a cache and without packing.
 """
 
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Figures of an experiment: learning curves, a score by condition, loss by position, and factors around the default."""
+"""Figures of an experiment: learning curves, scores by condition, loss by position, and factors."""
 
 from pathlib import Path
 from typing import Any

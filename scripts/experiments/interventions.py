@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What does a trained language model use its sorting for? Scores it on held-out text as it is, and with the sort matrices of all
-layers replaced while everything else stays: by what balancing makes of equal logits, by the block before, by the first
-block, by an even mixture of all earlier blocks, and by nothing (its own block alone).
+What does a trained language model use its sorting for? Scores it on held-out text unchanged, and with the sort
+matrices of all layers replaced: by the result for equal logits, by the block before, by the first block, by an even
+mixture of all earlier blocks, and by nothing (only its own block).
 
     python scripts/run_experiments.py interventions --model_name_or_path checkpoints/sinkhorn-sotu-lm
 """

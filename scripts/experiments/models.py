@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The models that are compared, all with the parameters of the soft Sinkhorn model: what a model has less in its attention
-goes to its feed-forward network. Tables of learned positions, which Longformer and BigBird have and the others do not,
-are left out of that count: they would be most of a small model.
+The compared models, all with as many parameters as the soft Sinkhorn model: fewer parameters in attention are made up
+for in the feed-forward network. Learned positions, which only Longformer and BigBird have, do not count: they would be
+most of a small model.
 """
 
 from typing import Any
@@ -87,7 +87,7 @@ def with_matched_parameters(
 
 
 def make_model(name: str, settings: dict[str, Any], longest: int, auto_class: type, seed: int) -> PreTrainedModel:
-    """With the parameters of the reference model of the same settings, but for the choice of sorter."""
+    """With as many parameters as the reference model of the same settings, except the choice of sorter."""
     plain = {field: value for field, value in settings.items() if field not in ("sort_net", "layer_types")}
     config = with_matched_parameters(
         config_of(name, settings, longest), config_of(REFERENCE, plain, longest), auto_class

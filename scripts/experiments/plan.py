@@ -1,11 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-From a config file to runs. A run is one model, on one condition of one experiment, at one budget, from one seed.
+Turns config files into runs. A run is one model, on one condition of one experiment, at one budget, from one seed.
 
 A config file gives `task`, and under `data`, `model` and `training` the settings of all its runs. Each entry of
-`conditions` (what varies in the task), then of `budgets` (how much is run), then of `variants` (what varies in the model)
-may change them. A budget, `full` or `smoke`, names the seeds, the models and the conditions (`run`) that are run, and in
-its own `conditions` what is different for one of them.
+`conditions` (what varies in the task), then of `budgets` (how much is run), then of `variants` (what varies in the
+model) may change them. A budget, `full` or `smoke`, names the seeds, models and conditions (`run`) to run, and in its
+own `conditions` the differences for one of them.
 """
 
 import copy

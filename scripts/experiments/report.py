@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Makes `docs/experiments.md` and its figures from the JSON files of runs, and `results/experiments/summary.json`, means and
-spreads over seeds for other documents to quote. What the numbers say in words is in the config files (`says`), beside the
-settings they were measured with; a number in it is `{condition/model/score}`, filled from the files.
+Makes `docs/experiments.md` and its figures from the JSON files of runs, and `results/experiments/summary.json`: means
+and spreads over seeds for other documents to quote. The conclusions in words are in the config files (`says`), next to
+the settings; a number in them is written `{condition/model/score}` and filled in from the files.
 
     python scripts/maintain.py experiments
     python scripts/maintain.py experiments --results_dir runs/experiments_smoke --output runs/report/experiments.md
@@ -91,7 +91,7 @@ def render(records: list[dict[str, Any]], figures: dict[tuple[str, str], list[st
 
 
 def fill_in_scores(text: str, records: list[dict[str, Any]]) -> str:
-    """`text` with every `{condition/model/score}`, such as `{256/soft/test.accuracy}`, replaced by the mean and spread."""
+    """`text` with each `{condition/model/score}`, such as `{256/soft/test.accuracy}`, replaced by mean and spread."""
 
     def number(match: re.Match) -> str:
         condition, model, path = match.groups()
@@ -105,15 +105,15 @@ def fill_in_scores(text: str, records: list[dict[str, Any]]) -> str:
 
 def describe_training(records: list[dict[str, Any]]) -> str:
     """Steps and rows a step of each condition, as trained."""
-    told = {}
+    trained = {}
     for record in records:
-        told.setdefault(record["condition"], set()).add(
+        trained.setdefault(record["condition"], set()).add(
             (record["steps"], record["training"]["per_device_train_batch_size"])
         )
     texts = [
         f"{condition.replace('_', ' ')}: "
         + ", ".join(f"{steps:,} steps of {rows} rows" for steps, rows in sorted(found))
-        for condition, found in sorted(told.items())
+        for condition, found in sorted(trained.items())
     ]
     return "Training: " + "; ".join(texts) + "."
 
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--results_dir", type=Path, default=ROOT / "results" / "experiments", help="Files of run_experiments.py."
     )
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "experiments.md", help="Page to write.")
-    parser.add_argument("--figures_dir", type=Path, help="Default: figures/ beside the page.")
+    parser.add_argument("--figures_dir", type=Path, help="Default: figures/ next to the page.")
     options = parser.parse_args(arguments)
     folder = options.figures_dir or options.output.parent / "figures"
     records = load_records(options.results_dir)

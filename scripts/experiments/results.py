@@ -53,8 +53,8 @@ def cell(records: Iterable[dict], path: str) -> Cell | None:
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """
-    What documents quote: `experiment -> condition -> model -> part -> score -> {mean, std, seeds}`, of full runs. `std`
-    is there from two seeds on.
+    For documents to quote: `experiment -> condition -> model -> part -> score -> {mean, std, seeds}` of full runs.
+    `std` needs two seeds.
     """
     nested: dict[str, Any] = {}
     groups: dict[tuple, list[dict]] = {}

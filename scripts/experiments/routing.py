@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-How does a SortNet learn where to look, when no loss tells it? Trains the needle encoder of `configs/needle.yaml` once more,
-and writes down on the way how much of the page with the answer its sort matrices lay beside the page that asks.
+How does a SortNet learn where to look without a loss for it? Trains the needle encoder of `configs/needle.yaml` again,
+and records how much weight its sort matrices give to the page with the answer, from the page that asks.
 
     python scripts/run_experiments.py routing
 """
@@ -30,7 +30,7 @@ SHOWN_FRACTIONS = (0, 1 / 4, 3 / 8, 1)  # parts of the training after which a ma
 
 
 class SortMatrixRecorder(TrainerCallback):
-    """Reads held-out rows between steps, without noise, so that the training is the same as unwatched."""
+    """Reads held-out rows between steps, without noise, so that training does not change."""
 
     def __init__(self, rows: list[dict], data: dict, every: int):
         self.batch, self.every = pad(rows), every
@@ -64,7 +64,9 @@ class SortMatrixRecorder(TrainerCallback):
 
 
 def train_and_record(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
-    """Trains as `execute` does; what was seen, with the matrices of the head that ends with the largest weight."""
+    """
+    Trains as `execute` does. Returns the record, with the matrices of the head with the largest weight at the end.
+    """
     settings = run.settings
     task = load_task(settings["task"], settings["data"], run.seed, settings["training"])
     model = make_model(settings["as"], settings["model"] | task.config, task.longest, task.auto_class, run.seed)
@@ -101,7 +103,7 @@ def train_and_record(run: Run, every: int, work_dir: Path) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = make_parser(__doc__, "run_experiments.py routing")
     parser.add_argument("--budget", choices=("full", "smoke"), default="full", help="smoke: a few steps.")
-    parser.add_argument("--every", type=int, default=10, help="Look after so many steps.")
+    parser.add_argument("--every", type=int, default=10, help="Steps between records.")
     parser.add_argument("--results_file", type=Path, default=ROOT / "results" / "experiments" / "routing.json")
     options = parser.parse_args(arguments)
     silence_libraries()

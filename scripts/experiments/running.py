@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Executes runs one after the other or side by side, and writes a JSON file for each."""
+"""Executes runs one after the other or in parallel, and writes a JSON file for each."""
 
 import argparse
 import concurrent.futures
@@ -22,7 +22,7 @@ from experiments.training import execute
 
 
 def check_choice(names: list[str], options: argparse.Namespace) -> None:
-    """Refuses a name that no config file knows, in place of running nothing."""
+    """Refuses a name that is in no config file, instead of running nothing."""
     configs = [load_config(name) for name in names]
     known = {"--conditions": set().union(*(config["conditions"] for config in configs))}
     known["--only"] = set().union(*(_models_of(config) for config in configs))
@@ -42,10 +42,10 @@ def result_file(run: Run, options: argparse.Namespace) -> Path:
 
 def is_done(run: Run, options: argparse.Namespace) -> bool:
     """
-    Whether its result is there.
+    Whether its result exists.
 
     Raises:
-        UserError: one is, of other settings than the config file has now.
+        UserError: it exists, with other settings than the config file has now.
     """
     path = result_file(run, options)
     if not path.exists():
@@ -59,7 +59,7 @@ def is_done(run: Run, options: argparse.Namespace) -> bool:
 
 
 def outcomes(runs: list[Run], options: argparse.Namespace, deadline: float | None):
-    """Each run with how it went, as they end."""
+    """Yields each run with its outcome, as they end."""
     if options.jobs == 1:
         for run in runs:
             yield run, attempt(run, options, deadline)
@@ -75,7 +75,7 @@ def outcomes(runs: list[Run], options: argparse.Namespace, deadline: float | Non
 
 
 def silence_libraries() -> None:
-    """The Trainer and the data sets tell every step; a set of runs tells its scores."""
+    """Silences the logs of the Trainer and of the data sets; only scores are printed."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -98,9 +98,9 @@ def attempt(run: Run, options: argparse.Namespace, deadline: float | None) -> st
     parts = {
         part: {k: v for k, v in scores.items() if not isinstance(v, list)} for part, scores in record["scores"].items()
     }
-    told = "; ".join(
+    scores_text = "; ".join(
         f"{part}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         for part, scores in parts.items()
     )
-    print(f"{time.monotonic() - started:6.0f} s  {run.name}  {told}", flush=True)
+    print(f"{time.monotonic() - started:6.0f} s  {run.name}  {scores_text}", flush=True)
     return "done"

@@ -10,7 +10,7 @@ TEST_SET_TITLES = {"test": "", "twice": "twice as long, "}  # names of test sets
 
 
 def table(records: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """Of one experiment at one budget. The best mean of each column is bold, of the models with the most seeds in it."""
+    """Of one experiment at one budget. The best mean of each column is bold, among the models with the most seeds."""
     conditions = in_order((record["condition"] for record in records), config["conditions"])
     models = in_order((record["model"] for record in records), models_of(config))
     columns = []

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""One run: trains a model with the Trainer, goes on from its checkpoint where it was interrupted, and scores it."""
+"""One run: trains a model with the Trainer, resuming from its checkpoint, and scores it."""
 
 import shutil
 import time
@@ -40,10 +40,10 @@ def execute(
     keep_model: bool = False,
 ) -> dict[str, Any] | None:
     """
-    The record of the run, or `None` where the deadline passed before its end: the next call goes on from there.
+    The record of the run, or `None` if the deadline passed before its end: the next call resumes it.
 
     Args:
-        work_dir: for checkpoints; emptied when the run is done, but for the model where `keep_model`.
+        work_dir: for checkpoints; emptied when the run is done, except for the model if `keep_model`.
     """
     with causal_descriptor(run.settings.get("descriptor")):
         return _execute(run, work_dir, deadline, imdb_folder, keep_model)
@@ -64,7 +64,7 @@ def _execute(
         return None
     started = time.monotonic()
     if settings["serve"]:
-        # In the same type of numbers as a model that was not changed: the Trainer's accelerator sees to that.
+        # The Trainer's accelerator gives it the same number type as an unchanged model.
         trainer.model = trainer.model_wrapped = trainer.accelerator.prepare_model(
             with_changed_config(model, settings["serve"]), evaluation_mode=True
         )
@@ -137,7 +137,7 @@ def make_trainer(run: Run, task: TaskData, model: PreTrainedModel, folder: Path,
 
 
 def score(trainer: Trainer, task: TaskData, rows: Any) -> dict[str, Any]:
-    trainer.compute_metrics = None  # it knows the validation rows alone
+    trainer.compute_metrics = None  # it only knows the validation rows
     output = trainer.predict(rows)
     return {"loss": output.metrics["test_loss"], **task.score(output.predictions, output.label_ids, rows)}
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What the Hub is known to refuse in the metadata of a model card, found without asking it."""
+"""Finds metadata in a model card that the Hub is known to refuse, without asking it."""
 
 import re
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def check_card(path: Path) -> list[str]:
     """
-    Refuses metadata of a README.md that the Hub is known to refuse, as far as that can be told without asking it, with
-    file, field and cure. Returns remarks on what it would take but probably should not be so.
+    Refuses metadata of a README.md that the Hub is known to refuse, and names file, field and fix. Returns remarks on
+    metadata that the Hub accepts but that is probably wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")

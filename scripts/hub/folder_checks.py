@@ -1,9 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What of a model folder belongs on the Hub, and whether it can be opened from there: checks that send nothing.
+Which files of a model folder belong on the Hub, and whether the model can be opened from there. Nothing is sent.
 
-The code in the folder is run, as it will be where the model is used: its model is built from config.json, without
-memory for the weights, and compared with them by name and shape.
+The code in the folder is run, as it will be where the model is used: it builds the model from config.json, without
+memory for the weights, and the names and shapes of the weights are compared with it.
 """
 
 import ast
@@ -23,7 +23,7 @@ from hub.card_checks import check_card
 
 
 def check_folder(folder: Path) -> dict[str, Path]:
-    """Everything that goes up, by its path in the repository. Prints it, with what stays here. Sends nothing."""
+    """The files to upload, by path in the repository. Prints them and what is left out. Sends nothing."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}.")
     try:
@@ -98,7 +98,7 @@ LEFT_OUT_FILES = {
 
 
 def plan_upload(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Files that go up by their path in the repository, and what stays here with the reason."""
+    """The files to upload, by path in the repository, and what is left out with the reason."""
     files, left_out = {}, {}
     for root, folders, names in os.walk(folder):
         here = Path(root)
@@ -128,7 +128,7 @@ def reason_for(name: str, patterns: dict[str, str | None]) -> str | None:
 
 
 def check_config(folder: Path) -> dict:
-    """config.json: of this model, and with the names of the code that opens it."""
+    """Checks config.json: it is of this model and names the code that opens it."""
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"there is no config.json in {folder}. {_better_folder(folder)}")
@@ -163,7 +163,7 @@ SAVE_AGAIN = "Save the model again with `model.save_pretrained`, after `import m
 
 
 def _better_folder(folder: Path) -> str:
-    """A hint where the model may be, when it is not in `folder`."""
+    """A hint where the model may be if it is not in `folder`."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
     if checkpoints:
         return f"The training run did not end; push its last checkpoint with --model_folder {checkpoints[-1]}."
@@ -214,7 +214,7 @@ def read_code(folder: Path, auto_map: dict[str, str]) -> dict[str, ast.Module]:
 
 
 def relative_imports(tree: ast.Module) -> Iterator[str]:
-    """The modules beside this one that it imports: `x` of `from .x import y`."""
+    """The modules of the same folder that it imports: `x` of `from .x import y`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield from [node.module] if node.module else [alias.name for alias in node.names]
@@ -249,8 +249,8 @@ def check_weight_files(folder: Path, files: dict[str, Path], left_out: dict[str,
         pickled = [path for path, reason in left_out.items() if reason == PICKLE and "model" in path]
         if pickled:
             raise UserError(
-                f"the weights in {folder} are pickled ({', '.join(pickled)}); a pickle can run code where it is opened. "
-                "Load the model and save it again: `save_pretrained` writes safetensors."
+                f"the weights in {folder} are pickled ({', '.join(pickled)}); a pickle can run code where it is "
+                "opened. Load the model and save it again: `save_pretrained` writes safetensors."
             )
         raise UserError(f"there are no weights in {folder}: no {WEIGHTS_FILE}. {_better_folder(folder)}")
 
@@ -273,7 +273,7 @@ def check_weight_files(folder: Path, files: dict[str, Path], left_out: dict[str,
 
 
 def read_shapes(path: Path) -> Shapes:
-    """Opens a safetensors file, reads it whole, and refuses numbers that are not finite."""
+    """Reads all of a safetensors file, and refuses numbers that are not finite."""
     with path.open("rb") as file:
         if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UserError(f"{path} is a Git LFS pointer, not the weights; get them with `git lfs pull`.")
@@ -305,7 +305,7 @@ def check_model(folder: Path, config: dict, weights: Shapes) -> None:
         settings = config_class.from_pretrained(folder)
         with torch.device("meta"):
             model = model_class(settings)
-    except Exception as error:  # the code is the user's: whatever it raises is what its users would see
+    except Exception as error:  # the code is the user's and may raise anything
         raise UserError(
             f"{folder}: its code does not build a {architecture} from config.json "
             f"({type(error).__name__}: {str(error).strip()})."
@@ -315,15 +315,15 @@ def check_model(folder: Path, config: dict, weights: Shapes) -> None:
     if missing := set(expected) - set(weights) - set(model.all_tied_weights_keys):
         problems.append(f"lack {first_few(missing)}")
     if unexpected := set(weights) - set(expected):
-        problems.append(f"have {first_few(unexpected)}, which the model has not")
+        problems.append(f"have {first_few(unexpected)}, which the model lacks")
     for name in sorted(set(weights) & set(expected)):
         if weights[name] != expected[name]:
             problems.append(f"have {name} of shape {weights[name]}, the model {expected[name]}")
             break
     if problems:
         raise UserError(
-            f"{folder}: the weights are not those of the {architecture} of config.json: they {'; they '.join(problems)}. "
-            "Save model and configuration again, together."
+            f"{folder}: the weights are not those of the {architecture} of config.json: they "
+            f"{'; they '.join(problems)}. Save model and configuration again, together."
         )
 
 

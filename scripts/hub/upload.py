@@ -61,7 +61,7 @@ NETWORK_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, Value
 
 class Push:
     """
-    One push. `written` says in words what has changed on the Hub so far, so that an error can tell what stands there.
+    One push. `changes` lists in words what has changed on the Hub so far, for error messages.
     """
 
     def __init__(self, args: PushArguments, files: dict[str, Path]):
@@ -69,14 +69,14 @@ class Push:
         self.token = get_token()
         if not self.token:
             raise UserError(
-                f"there is no token. Make one that may write at {constants.ENDPOINT}/settings/tokens, and set HF_TOKEN "
-                "or run `hf auth login`."
+                f"there is no token. Make one that may write at {constants.ENDPOINT}/settings/tokens, and set "
+                "HF_TOKEN or run `hf auth login`."
             )
         self.api = HfApi(token=self.token)
         self.user = ""
         self.repo_id = args.repo_id
         self.branch = args.revision or "main"
-        self.head: str | None = None  # commit that the branch was at
+        self.head: str | None = None  # commit of the branch before the push
         self.current_step = "reach the Hub"
         self.changes: list[str] = []
         self.drafts = tempfile.TemporaryDirectory()
@@ -85,7 +85,7 @@ class Push:
         try:
             self._run()
         except (*NETWORK_ERRORS, KeyboardInterrupt) as error:
-            message = f"could not {self.doing}: {self._explain(error)} {self._what_stands()}"
+            message = f"could not {self.current_step}: {self._explain(error)} {self._state_on_hub()}"
             raise UserError(message.replace(self.token, "<token>")) from None
 
     def _run(self) -> None:
@@ -130,7 +130,7 @@ class Push:
             )
 
     def _fill_in_owner(self) -> None:
-        """`USER/` in a card of ours, and in its evaluation results, becomes whoever the repository belongs to."""
+        """Replaces `USER/` in a card and its evaluation results by the owner of the repository."""
         owner = self.repo_id.split("/")[0]
         for path in [path for path in self.files if path == "README.md" or path.startswith(".eval_results/")]:
             text = self.files[path].read_text(encoding="utf-8")
@@ -143,7 +143,7 @@ class Push:
                 print(f"{path}: USER/ is {owner}/ there")
 
     def _check_card(self) -> None:
-        """The Hub's own check of the metadata, before anything is made there."""
+        """The Hub's own check of the metadata, before anything is created there."""
         self.current_step = "have README.md checked by the Hub"
         if "README.md" not in self.files:
             return
@@ -181,7 +181,7 @@ class Push:
         return info
 
     def _find_branch(self, info: ModelInfo, branches: dict[str, str]) -> bool:
-        """Sets `head`. False: the branch has to be made."""
+        """Sets `head`. Returns whether the branch exists."""
         if self.branch.startswith("refs/"):
             self.head = self.api.model_info(self.repo_id, revision=self.branch).sha
             return True
@@ -196,7 +196,8 @@ class Push:
         tag = self.args.tag
         if tag in tags and (will_commit or tags[tag] != self.head):
             raise UserError(
-                f"{self.repo_id} has a tag {tag} already, at commit {tags[tag]}. Nothing was pushed; choose another --tag."
+                f"{self.repo_id} has a tag {tag} already, at commit {tags[tag]}. Nothing was pushed; choose another "
+                "--tag."
             )
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
@@ -204,7 +205,7 @@ class Push:
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def _commit(self, changed: list[str], stale: list[str]) -> str:
-        """All in one commit, which stands whole or not at all. `head` as its parent: nobody else's work is undone."""
+        """All in one atomic commit. Its parent is `head`, so nobody else's work is undone."""
         unchanged = len(self.files) - len(changed)
         if unchanged:
             print(f"{unchanged} of {len(self.files)} files are there already")
@@ -236,7 +237,7 @@ class Push:
         return commit.oid
 
     def _explain(self, error: BaseException) -> str:
-        """What went wrong, for someone who does not know the protocol."""
+        """The problem, for someone who does not know the protocol."""
         if isinstance(error, KeyboardInterrupt):
             return "interrupted."
         chain: list[BaseException | None] = [error]
@@ -269,7 +270,7 @@ class Push:
         return f"the server answered {status} ({(cause.server_message or str(cause)).splitlines()[0]})."
 
     def _state_on_hub(self) -> str:
-        """What this push has left on the Hub. Asks, where an upload was cut off: the commit may have been made."""
+        """The state of the Hub after a failure. After an interrupted upload it asks the Hub: there may be a commit."""
         if self.current_step != "upload":
             return " ".join(self.changes) or "Nothing was written."
         if self.args.create_pr:
@@ -277,7 +278,10 @@ class Push:
         try:
             now = self.api.model_info(self.repo_id, revision=self.branch).sha
         except NETWORK_ERRORS:
-            return f"Whether the commit was made is not known, since the Hub does not answer; {self.branch} was at {self.head}."
+            return (
+                "Whether the commit was made is not known, since the Hub does not answer; "
+                f"{self.branch} was at {self.head}."
+            )
         if now == self.head:
             stands = f"No commit was made: {self.branch} is still at {now}. The same command tries again."
         else:
@@ -286,7 +290,7 @@ class Push:
 
 
 def has_same_content(file: Path, remote: RepoFile | None) -> bool:
-    """The repository has this very content: by SHA-256 for a large file, else by git's object id."""
+    """Whether the repository has the same content: by SHA-256 for a large file, or else by git object id."""
     if remote is None or remote.size != file.stat().st_size:
         return False
     with file.open("rb") as stream:

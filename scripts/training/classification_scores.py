@@ -47,7 +47,7 @@ def make_metrics(task: Task):
 
 
 def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
-    """Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels."""
+    """Writes a line for each test document to `predict_results.tsv`. Returns the scores if there are labels."""
     result = trainer.predict(data, metric_key_prefix="test")
     trainer.save_metrics("test", result.metrics)
     logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
@@ -71,8 +71,8 @@ def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
 
 def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:
     """
-    Writes `run.json`, and prints the model beside the baselines on the test documents, or on validation where those
-    have no labels or are none. One process does it: nothing here may wait for the others.
+    Writes `run.json`, and prints the model next to the baselines on the test documents, or on validation if the test
+    has no labels. Only one process calls it: nothing here may wait for the others.
     """
     part = "test" if "test" in metrics and "label" in task.splits["test"].column_names else "validation"
     scores = {}

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""The Trainer's flags with defaults for a small model from scratch, for all scripts that train."""
+"""The Trainer's flags, with defaults for a small model from scratch."""
 
 from dataclasses import dataclass, field
 

@@ -14,7 +14,7 @@ from common.errors import UserError
 from common.run_record import write_json
 
 
-# What does not change what is trained, so that a run may go on with other values of it.
+# Flags that do not change what is trained: a run may resume with other values.
 CHANGEABLE_FLAGS = {
     "output_dir",
     "overwrite_output_dir",
@@ -38,8 +38,8 @@ CHANGEABLE_FLAGS = {
 
 def parse(*argument_classes: type) -> tuple[Any, ...]:
     """
-    One object of each class and, last, the flags given, by name. Where they ask for no `do_train`, `do_eval` or
-    `do_predict`, all three are done.
+    One object of each class and, last, the given flags by name. Without `do_train`, `do_eval` and `do_predict`, all
+    three are done.
 
     Raises:
         UserError: the JSON file cannot be read, a flag is not known, or a value is refused.
@@ -55,14 +55,14 @@ def parse(*argument_classes: type) -> tuple[Any, ...]:
     except ValueError as error:
         raise UserError(str(error)) from None
     training_args = next(arguments for arguments in parsed if hasattr(arguments, "do_train"))
-    # Their values are no sign of a wish: the Trainer sets `do_eval` wherever there is an `eval_strategy`.
+    # Their values do not say what was asked for: the Trainer sets `do_eval` whenever there is an `eval_strategy`.
     if not given.keys() & {"do_train", "do_eval", "do_predict"}:
         training_args.do_train = training_args.do_eval = training_args.do_predict = True
     return (*parsed, given)
 
 
 def given_flags(arguments: list[str]) -> dict[str, Any]:
-    """`--a-b 1 2 --c=x --d` to `{"a_b": ["1", "2"], "c": ["x"], "d": []}`; of a JSON file what stands in it."""
+    """`--a-b 1 2 --c=x --d` to `{"a_b": ["1", "2"], "c": ["x"], "d": []}`; a JSON file gives its content."""
     if len(arguments) == 1 and arguments[0].endswith(".json"):
         try:
             return json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
@@ -98,11 +98,11 @@ def _did_you_mean(unknown: list[str], argument_classes: tuple[type, ...]) -> str
 
 def record_model_and_data(given: dict[str, Any], training_args: TrainingArguments, is_resuming: bool) -> None:
     """
-    Writes down which model and data a training run is of, and refuses to go on with it on others: its tokenizer and its
-    weights would not fit them.
+    Records the model and data of a training run, and refuses to resume it with others: its tokenizer and weights would
+    not fit.
 
     Raises:
-        UserError: the run in `output_dir` is of another model or other data; names the flags that differ.
+        UserError: the run in `output_dir` has another model or other data; names the flags that differ.
     """
     training = {field.name for field in dataclasses.fields(training_args)}
     now = {name: value for name, value in training_flags(given).items() if name not in training}
@@ -111,10 +111,10 @@ def record_model_and_data(given: dict[str, Any], training_args: TrainingArgument
         then = json.loads(path.read_text(encoding="utf-8"))
         differ = sorted(name for name in {**then, **now} if then.get(name) != now.get(name))
         if differ:
-            told = "; ".join(f"--{name} was {_value(then, name)} and is {_value(now, name)}" for name in differ)
+            changes = "; ".join(f"--{name} was {_value(then, name)} and is {_value(now, name)}" for name in differ)
             raise UserError(
-                f"the run in {training_args.output_dir} cannot go on with another model or other data: {told}. Give the "
-                "same, or another --output_dir."
+                f"the run in {training_args.output_dir} cannot resume with another model or other data: {changes}. "
+                "Give the same flags, or another --output_dir."
             )
     elif training_args.process_index == 0:
         write_json(path, now)
@@ -126,5 +126,5 @@ def _value(flags: dict[str, Any], name: str) -> str:
 
 
 def training_flags(given: dict[str, Any]) -> dict[str, Any]:
-    """Those flags that a training run cannot go on with other values of."""
+    """The flags that must be the same when a training run resumes."""
     return {name: value for name, value in sorted(given.items()) if name not in CHANGEABLE_FLAGS}

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Documents for language modelling, from the user's files, a dataset's name or the shipped addresses, as token chunks."""
+"""Documents for language modelling from files, a dataset or the shipped addresses, as chunks of tokens."""
 
 from dataclasses import dataclass, field
 from itertools import chain
@@ -40,7 +40,7 @@ class LanguageModelingDataArguments:
         },
     )
     keep_documents: bool = field(
-        default=False, metadata={"help": "One document a row, whole, instead of chunks of joined documents."}
+        default=False, metadata={"help": "One complete document per row, instead of chunks of joined documents."}
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first chunks (or documents) only."})
@@ -66,7 +66,7 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
     `load_dataset`.
 
     Raises:
-        UserError: a file is missing, empty or not UTF-8, or has no such column; names it and the flag.
+        UserError: a file is missing, empty or not UTF-8, or lacks the column; names it and the flag.
     """
     if args.train_file:
         files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
@@ -93,7 +93,7 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
     extra = splits.pop("extra training", None)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(splits["train"], args)
-    if extra is not None:  # after validation data is held out, which is of the kind that the model is for
+    if extra is not None:  # after validation data is held out: that is the data that the model is for
         splits["train"] = concatenate_datasets([splits["train"], extra])
     return DatasetDict(splits)
 
@@ -114,8 +114,8 @@ def to_chunks(
     documents: DatasetDict, tokenizer: PreTrainedTokenizerBase, chunk_length: int, args: LanguageModelingDataArguments
 ) -> tuple[DatasetDict, dict[str, float]]:
     """
-    Tokenises documents, each ended by the tokenizer's end of text, joins them and cuts them to `chunk_length` tokens; or
-    keeps them whole. Says what does not fill a last chunk and is dropped.
+    Tokenises documents, each with an end-of-text token, joins them and cuts them to chunks of `chunk_length` tokens;
+    or keeps them complete. Prints the number of tokens dropped at the end.
 
     Returns:
         Splits with the column `input_ids`, and the tokens per byte of text of each split.
@@ -138,16 +138,16 @@ def to_chunks(
         lengths = [len(ids) for ids in rows["input_ids"]]
         rates[part] = sum(lengths) / sum(rows["bytes"])
         rows = rows.remove_columns("bytes")
-        told = f"{part}: {len(rows)} documents, {sum(lengths)} tokens"
+        summary = f"{part}: {len(rows)} documents, {sum(lengths)} tokens"
         if args.keep_documents:
-            told += f", {np.median(lengths):.0f} in the middle, {max(lengths)} at most"
+            summary += f", {np.median(lengths):.0f} in the middle, {max(lengths)} at most"
         else:
             rows = rows.map(join, batched=True, batch_size=len(rows), desc="Cutting")
             left = sum(lengths) - len(rows) * chunk_length
-            told += (
+            summary += (
                 f" in {len(rows)} chunks of {chunk_length}; the last {left} tokens, less than a chunk, are left out"
             )
-        print(told)
+        print(summary)
         if len(rows) == 0:
             raise UserError(
                 f"the {part} data is shorter than one chunk of {chunk_length} tokens: give more text, a smaller "

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""What `run_clm.py` and `run_mlm.py` share: flags, training, evaluation, and the same model with other attention."""
+"""Shared by `run_clm.py` and `run_mlm.py`: flags, training, evaluation, and comparison with other attention."""
 
 import copy
 import json
@@ -52,14 +52,14 @@ class LanguageModelingTrainingArguments(SmallModelTrainingArguments):
         default=None,
         metadata={
             "help": "Layer types, by commas, such as local_attention,full_attention: trains the same model with them "
-            "too, at equal parameters, and prints all beside each other."
+            "too, at equal parameters, and prints all in one table."
         },
     )
 
 
 @dataclass
 class Objective:
-    """What one kind of language model adds to the common course."""
+    """The parts that differ between kinds of language models."""
 
     auto_class: type
     small_model: dict[str, Any]  # a model that two CPU cores train in minutes
@@ -82,8 +82,8 @@ SMALL_MODEL = {
 
 class PadWithLabels:
     """
-    Pads rows on the right. Rows without labels are to be predicted whole, the end of a text as well, which
-    `DataCollatorForLanguageModeling` would leave out where it is the padding token too, as for GPT-2's kind.
+    Pads rows on the right. In rows without labels every token is predicted, including the end of a text:
+    `DataCollatorForLanguageModeling` would leave that out if it is also the padding token, as in GPT-2.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *arguments):
@@ -104,12 +104,14 @@ def causal_scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[
 
 
 def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_length: Callable = lambda *args: 1024):
-    """Runs a script. `chunk_length(*extra)` reads the length from the parsed extra arguments."""
+    """The program. `chunk_length(*extra)` reads the length from the parsed extra arguments."""
     model_args, data_args, training_args, *extra, given = parse(
         ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments
     )
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)  # or refuses, before it writes
+    checkpoint = find_checkpoint(
+        training_args, training_args.overwrite_output_dir
+    )  # raises before anything is written
     if training_args.compare_with:
         check_comparison(model_args, training_args)
     documents = load_documents(data_args, dataset_options(model_args))
@@ -119,7 +121,7 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
     length, longest = chunk_length(*extra), longest_input(config, tokenizer)
     if longest is not None and length > longest and not data_args.keep_documents:
         raise UserError(
-            f"chunks of {length} tokens are longer than the {longest} that the model takes: ask for shorter ones."
+            f"chunks of {length} tokens are longer than the {longest} that the model accepts: use shorter ones."
         )
     chunks, rates = to_chunks(documents, tokenizer, length, data_args)
 
@@ -141,16 +143,17 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
 def check_comparison(model_args: ModelArguments, training_args: LanguageModelingTrainingArguments) -> None:
     """
     Raises:
-        UserError: the models compared would not all begin in the same way.
+        UserError: the compared models would not start in the same way.
     """
     if model_args.model_name_or_path:
         raise UserError(
             "--compare_with trains each model from scratch; --model_name_or_path has the weights of one. Name its "
-            "configuration by --config_name and its tokenizer by --tokenizer_name instead."
+            "configuration with --config_name and its tokenizer with --tokenizer_name instead."
         )
     if is_resuming(training_args) and not resumes_from_last_checkpoint(training_args):
         raise UserError(
-            "--compare_with: a checkpoint is of one of the models; --resume_from_checkpoint last finds that of each."
+            "--compare_with: a checkpoint belongs to one of the models; --resume_from_checkpoint last finds each "
+            "one's."
         )
 
 
@@ -158,11 +161,11 @@ def variants_of(
     config: PreTrainedConfig, training_args: LanguageModelingTrainingArguments
 ) -> dict[str, PreTrainedConfig]:
     """
-    The configuration by name, and the same with other attention. What a SortNet would have in parameters goes to the
-    feed-forward network, so that all are of one size.
+    The configuration by name, and the same with other attention. The parameters of a missing SortNet go to the
+    feed-forward network, so that all models have the same size.
 
     Raises:
-        UserError: an unknown layer type, or a model of another kind.
+        UserError: the layer type is unknown, or the model is not a Sinkhorn model.
     """
     variants = {"this model": config}
     for layer_type in filter(None, (training_args.compare_with or "").split(",")):
@@ -200,19 +203,19 @@ def train_and_evaluate(
     given: dict[str, Any],
 ) -> dict[str, Any]:
     """
-    Trains and evaluates one model in `args.output_dir`; its scores, which are kept where they are there already.
+    Trains and evaluates one model in `args.output_dir`. Returns its record, or the one that is already there.
 
     Raises:
-        UserError: those there are of other flags.
+        UserError: the record there has other flags.
     """
     scores_file = Path(args.output_dir) / "scores.json"
     if args.do_train and is_resuming(args) and scores_file.exists():
         record = json.loads(scores_file.read_text(encoding="utf-8"))
         if record.get("flags") != training_flags(given):
             raise UserError(
-                f"{scores_file} is of a run that has ended, with the flags {record.get('flags')}; now they are "
-                f"{training_flags(given)}. Name another --output_dir, or replace it by --overwrite_output_dir without "
-                "--resume_from_checkpoint."
+                f"{scores_file} belongs to a finished run with the flags {record.get('flags')}; now they are "
+                f"{training_flags(given)}. Name another --output_dir, or replace it with --overwrite_output_dir "
+                "without --resume_from_checkpoint."
             )
         return record
     checkpoint = find_checkpoint(args, args.overwrite_output_dir)
@@ -254,7 +257,7 @@ def train_and_evaluate(
 
 
 class _CollatorByMode:
-    """One collator for training and one for evaluation, chosen by the rows: those for evaluation have labels already."""
+    """One collator for training and one for evaluation. Rows for evaluation already have labels."""
 
     def __init__(self, train: Callable, evaluate: Callable):
         self.train, self.evaluate = train, evaluate
@@ -269,7 +272,7 @@ def _scores(objective: Objective, counts, tokens_per_byte: float) -> dict[str, f
 
 
 def count_tokens(logits: Tensor, labels: Tensor) -> Tensor:
-    """`(B, 3)`: the summed loss, the number of predictions and the number of hits of each row; -100 is none."""
+    """`(B, 3)`: summed loss, number of predictions and number of hits of each row. A label of -100 is ignored."""
     losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), labels, reduction="none")
     hits = (logits.argmax(-1) == labels) & (labels != -100)
     return torch.stack((losses.sum(1), (labels != -100).sum(1), hits.sum(1)), dim=1)
@@ -283,7 +286,7 @@ def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
 def report(
     records: dict[str, dict], training_args: LanguageModelingTrainingArguments, data_args, chunks: DatasetDict, config
 ) -> None:
-    """Writes `run.json`, and prints all models beside each other on the test text (else on validation)."""
+    """Writes `run.json`, and prints a table of all models on the test text (or else on validation)."""
     part = "test" if "test" in chunks else "validation"
     run = {
         **provenance(),

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Which model and tokenizer a script works with: a named one, or a small one from scratch."""
+"""The model and tokenizer of a script: named ones, or small ones from scratch."""
 
 import difflib
 import json
@@ -35,11 +35,11 @@ class ModelArguments:
     dtype: str = field(
         default="float32",
         metadata={
-            "help": "Type to hold the weights in: float32, bfloat16, float16, or auto for that of the file. Training "
-            "needs float32; --bf16 computes in half precision all the same."
+            "help": "Type of the weights: float32, bfloat16, float16, or auto for that of the file. Training needs "
+            "float32; --bf16 still computes in half precision."
         },
     )
-    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Renew a head of another size."})
+    ignore_mismatched_sizes: bool = field(default=False, metadata={"help": "Make a new head if the sizes differ."})
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
@@ -56,7 +56,7 @@ def hub_options(model_args: ModelArguments) -> dict[str, Any]:
 
 
 def dataset_options(model_args: ModelArguments) -> dict[str, Any]:
-    """Of `hub_options`, those that `load_dataset` takes."""
+    """The `hub_options` that `load_dataset` accepts."""
     return {"cache_dir": model_args.cache_dir, "token": model_args.token}
 
 
@@ -64,11 +64,11 @@ def load_tokenizer(
     model_args: ModelArguments, texts: Iterable[str], checkpoint: str | None = None
 ) -> PreTrainedTokenizerBase:
     """
-    The tokenizer that the flags name, or a BPE trained on the training texts alone: that of `checkpoint`, where a run goes
-    on from one.
+    The tokenizer that the flags name, or a BPE trained on the training texts only. A resumed run uses the tokenizer of
+    its `checkpoint`.
 
     Raises:
-        UserError: a folder that the flags name is not there.
+        UserError: a folder named by the flags is missing.
     """
     check_folders(model_args)
     name = model_args.tokenizer_name or model_args.model_name_or_path
@@ -84,12 +84,12 @@ def load_config(
     model_args: ModelArguments, tokenizer: PreTrainedTokenizerBase, small_model: dict[str, Any], **settings: Any
 ) -> PreTrainedConfig:
     """
-    The configuration that the flags name, or `small_model` (for a Sinkhorn model) with the tokenizer's vocabulary; with
-    `settings`, and then the user's overrides.
+    The configuration that the flags name, or `small_model` (for a Sinkhorn model) with the tokenizer's vocabulary.
+    `settings` and then the user's overrides are applied to it.
 
     Raises:
-        UserError: an override is of a field that the configuration lacks or that the data decides, or the configuration
-            is refused; in the configuration's own words.
+        UserError: the configuration lacks an overridden field, the data decides it, or the configuration is invalid
+            (with its own message).
     """
     try:
         name = model_args.config_name or model_args.model_name_or_path
@@ -102,7 +102,7 @@ def load_config(
         check_overrides(overrides, AutoConfig.for_model(model_args.model_type), settings)
         if overrides.get("vocab_size", len(tokenizer)) < len(tokenizer):
             raise UserError(
-                f"--config_overrides: vocab_size must be {len(tokenizer)} or more, as the tokenizer has it."
+                f"--config_overrides: vocab_size must be {len(tokenizer)} or more, the size of the tokenizer."
             )
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         small = small_model if model_args.model_type == "sinkhorn" else {}
@@ -111,11 +111,11 @@ def load_config(
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the model's configuration is refused: {' '.join(str(error).split())}") from None
+        raise UserError(f"the model's configuration is invalid: {' '.join(str(error).split())}") from None
 
 
 def check_folders(model_args: ModelArguments) -> None:
-    """Refuses a local folder that is not there, before the Hub is asked for it. `a/b` may be either."""
+    """Refuses a missing local folder before asking the Hub for it. `a/b` may be either."""
     for flag in ("model_name_or_path", "config_name", "tokenizer_name"):
         name = getattr(model_args, flag)
         if name is None or Path(name).expanduser().exists():
@@ -125,18 +125,18 @@ def check_folders(model_args: ModelArguments) -> None:
 
 
 def check_overrides(overrides: dict[str, Any], config: PreTrainedConfig, settings: dict[str, Any]) -> None:
-    """Refuses fields that `config` does not know, which it would keep without a word, and those of the task."""
+    """Refuses fields that `config` does not have, which it would silently keep, and fields of the task."""
     for name in overrides:
         if name in settings or (name in ("num_labels", "id2label", "label2id") and settings):
             raise UserError(f"--config_overrides: {name} follows from the data; leave it out.")
         if not hasattr(config, name):
             close = difflib.get_close_matches(name, config.to_dict(), 1)
-            told = f" Did you mean {close[0]}?" if close else ""
-            raise UserError(f"--config_overrides: {config.model_type} models have no field '{name}'.{told}")
+            suggestion = f" Did you mean {close[0]}?" if close else ""
+            raise UserError(f"--config_overrides: {config.model_type} models have no field '{name}'.{suggestion}")
 
 
 def load_weights(model_args: ModelArguments, auto_class: type, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of that Auto class with the weights that the flags name, or new ones."""
+    """A model of that Auto class, with the weights that the flags name or new ones."""
     if model_args.model_name_or_path is None:
         dtype = config.dtype if model_args.dtype == "auto" else model_args.dtype
         return auto_class.from_config(config, dtype=dtype, trust_remote_code=model_args.trust_remote_code)
@@ -152,24 +152,24 @@ def load_weights(model_args: ModelArguments, auto_class: type, config: PreTraine
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UserError(
-            f"--model_name_or_path {model_args.model_name_or_path} has weights of other sizes than its configuration now "
-            f"says, as a head for other classes. A new head is made with --ignore_mismatched_sizes. {error}"
+            f"--model_name_or_path {model_args.model_name_or_path} has weights of other sizes than its configuration, "
+            f"for example a head for other classes. --ignore_mismatched_sizes makes a new head. {error}"
         ) from None
 
 
 def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The most tokens that a model takes; `None` where it takes any number."""
+    """The longest input in tokens; `None` if there is no limit."""
     if config.model_type == "sinkhorn":
         return None if config.sort_net == "bilinear" else config.max_num_blocks * config.block_size
-    # Of 514 positions RoBERTa's kind uses 512; the tokenizer knows. One that knows no limit gives a huge number.
+    # RoBERTa uses 512 of its 514 positions; its tokenizer knows. A tokenizer without a limit gives a huge number.
     positions = getattr(config, "max_position_embeddings", None)
     return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
 def parse_overrides(text: str | None, num_hidden_layers: int) -> dict[str, Any]:
     """
-    `a=1,b=hard` to a dict. One layer type stands for all layers, which are `num_hidden_layers` if it does not say
-    otherwise; several are joined by `+`.
+    From `a=1,b=hard` to a dict. One layer type stands for all layers (`num_hidden_layers` unless overridden); several
+    are joined by `+`.
     """
     overrides = {}
     for item in filter(None, (text or "").split(",")):

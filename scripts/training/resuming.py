@@ -14,11 +14,11 @@ from training.flags import record_model_and_data
 
 class TrainingTimer(TrainerCallback):
     """
-    Adds up the seconds of training over interruptions, and stops with a checkpoint when a deadline has passed.
+    Adds up the seconds of training across interruptions, and stops with a checkpoint after a deadline.
 
     Attributes:
         earlier: seconds of training before this process.
-        seconds: of training in all.
+        seconds: total seconds of training.
     """
 
     def __init__(self, deadline: float | None = None):
@@ -26,7 +26,7 @@ class TrainingTimer(TrainerCallback):
         self.seconds = self.earlier = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        # The log is part of a checkpoint, so it tells what was spent before an interruption.
+        # The log is part of a checkpoint, so it has the seconds before an interruption.
         self.seconds = self.earlier = max((entry.get("seconds", 0.0) for entry in state.log_history), default=0.0)
         self.last = time.monotonic()
 
@@ -41,20 +41,25 @@ class TrainingTimer(TrainerCallback):
 
 
 def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | None:
-    """The checkpoint to go on from. Raises where work of an earlier run would be overwritten unasked."""
+    """
+    The checkpoint to resume from.
+
+    Raises:
+        UserError: an earlier run would be overwritten without being asked to.
+    """
     output_dir = Path(training_args.output_dir)
     if not training_args.do_train:
         if (output_dir / "train_results.json").exists() and not overwrite:
             raise UserError(
-                f"--output_dir {output_dir} holds a training run, whose run.json would be replaced. Name another folder "
-                "for an evaluation (the model is named by --model_name_or_path), or give --overwrite_output_dir."
+                f"--output_dir {output_dir} holds a training run; its run.json would be replaced. Name another folder "
+                "for an evaluation (--model_name_or_path names the model), or give --overwrite_output_dir."
             )
         return None
     if not is_resuming(training_args):
         if output_dir.is_dir() and any(output_dir.iterdir()) and not overwrite:
             raise UserError(
-                f"--output_dir {output_dir} is not empty. Go on with its run by --resume_from_checkpoint last, replace "
-                "it by --overwrite_output_dir, or name another folder."
+                f"--output_dir {output_dir} is not empty. Resume its run with --resume_from_checkpoint last, replace "
+                "it with --overwrite_output_dir, or name another folder."
             )
         return None
     if not resumes_from_last_checkpoint(training_args):
@@ -68,12 +73,12 @@ def find_checkpoint(training_args: TrainingArguments, overwrite: bool) -> str | 
 
 
 def is_resuming(training_args: TrainingArguments) -> bool:
-    """Whether a run is to go on."""
+    """Whether the run should resume."""
     return training_args.resume_from_checkpoint not in (None, "False", "false")
 
 
 def resumes_from_last_checkpoint(training_args: TrainingArguments) -> bool:
-    """Whether it is to go on from the last checkpoint of its own folder."""
+    """Whether it should resume from the last checkpoint of its own folder."""
     return str(training_args.resume_from_checkpoint).lower() in ("true", "last")
 
 

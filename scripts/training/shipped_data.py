@@ -2,8 +2,8 @@
 """
 The shipped task: the president's party from a long passage of a State of the Union address.
 
-Passages of one address, or of one president, never stand on both sides of a split: a model could otherwise win by
-recognising the speech instead of the party.
+Passages of one address, or of one president, are never on both sides of a split: otherwise a model could recognise the
+speech instead of the party.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ def load_addresses() -> Dataset:
 
 
 def split_words(text: str, num_words: int) -> list[str]:
-    """Consecutive pieces of `num_words` words, their white space kept; the last may be shorter."""
+    """Consecutive pieces of `num_words` words with their white space; the last may be shorter."""
     starts = [0]
     words = 0
     inside = False
@@ -60,8 +60,8 @@ def passages() -> Dataset:
 
 def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
     """
-    Train, validation and test passages, about 64, 16 and 20 percent, split whole address by whole address
-    (`split_by="address"`) or whole president by whole president (`"president"`), parties in balance.
+    Train, validation and test passages, about 64, 16 and 20 percent, split by complete addresses
+    (`split_by="address"`) or by complete presidents (`"president"`), with balanced parties.
     """
     everything = passages()
     groups = everything["address_id" if split_by == "address" else "president"]
@@ -78,8 +78,8 @@ def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
 
 def load_address_splits(seed: int = 0, hold_out: str = "random") -> DatasetDict:
     """
-    Train, validation and test addresses, whole: about 85, 5 and 10 percent, drawn by `seed`. With
-    `hold_out="classification"`, the test part has the addresses that `load_passages(seed=seed)` tests on, so that an
+    Complete train, validation and test addresses: about 85, 5 and 10 percent, drawn by `seed`. With
+    `hold_out="classification"`, the test part has the addresses that `load_passages(seed=seed)` tests on, so an
     encoder trained on the rest has never read them.
     """
     addresses = load_addresses().shuffle(seed=seed)
@@ -103,6 +103,6 @@ def load_address_splits(seed: int = 0, hold_out: str = "random") -> DatasetDict:
 def _held_out_fold(labels: list[int], groups: list[str], rows: range | list[int], seed: int) -> tuple[list, list]:
     folds = StratifiedGroupKFold(n_splits=5, shuffle=True, random_state=seed)
     splits = folds.split(list(rows), [labels[row] for row in rows], [groups[row] for row in rows])
-    # Few large groups are dealt out in the same way whatever the random state: another seed takes another fold.
+    # A few large groups are split the same way for every random state, so another seed takes another fold.
     kept, held_out = list(splits)[seed % 5]
     return [rows[index] for index in kept], [rows[index] for index in held_out]

@@ -1,5 +1,5 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""A byte-level BPE tokenizer trained on the spot, for models that start from nothing."""
+"""A byte-level BPE tokenizer, trained for models from scratch."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]  # ids 0 to 4, as i
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, show_progress: bool = True) -> PreTrainedTokenizerFast:
-    """Trains on `texts` alone. Every text can be encoded, and each encoded text begins with `<s>`."""
+    """Trains on `texts` only. Every text can be encoded, and each encoded text starts with `<s>`."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-`scripts/experiments`: the tasks ask what they say, the driver skips what is done and goes on with what was interrupted, and
+`scripts/experiments`: the tasks ask what they say, the driver skips finished runs and resumes interrupted ones, and
 `docs/experiments.md` says what the JSON files say.
 """
 

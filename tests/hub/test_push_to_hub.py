@@ -847,7 +847,7 @@ REFUSED = {
     ),
     "weight too many": (
         lambda f: edit_weights(f, lambda w: w.update(extra=torch.zeros(1))),
-        ["they have extra, which the model has not"],
+        ["they have extra, which the model lacks"],
     ),
     "other shape": (
         lambda f: edit_config(f, intermediate_size=64),

@@ -218,12 +218,12 @@ BAD_INPUTS = {
     ),
     "comparison from one checkpoint": (
         ["--train_file", "good.jsonl", "--compare_with", "local_attention", "--resume_from_checkpoint", "full"],
-        "--resume_from_checkpoint last finds that of each",
+        "--resume_from_checkpoint last finds each one's",
     ),
     "chunks of 0": (["--train_file", "good.jsonl", "--block_size", "0"], "--block_size must be 2 or more"),
     "chunks longer than the model": (
         ["--train_file", "good.jsonl", "--model_type", "gpt2", "--config_overrides", "n_positions=64"],
-        "chunks of 1024 tokens are longer than the 64 that the model takes",
+        "chunks of 1024 tokens are longer than the 64 that the model accepts",
     ),
     "two sources": (["--train_file", "good.jsonl", "--dataset_name", "imdb"], "not both"),
     "no such extra file": (["--train_file", "good.jsonl", "--extra_train_file", "no.txt"], "there is no file no.txt"),

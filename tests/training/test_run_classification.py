@@ -348,7 +348,7 @@ def bad_inputs(folder: Path) -> dict[str, tuple[list, str]]:
             "vocab_size must be .* or more",
         ),
         "no such model": (["--train_file", good, "--model_name_or_path", folder / "x"], "there is no folder .*x"),
-        "semicolons": (["--train_file", folder / "semicolons.csv"], "delimited by another sign"),
+        "semicolons": (["--train_file", folder / "semicolons.csv"], "have another delimiter"),
     }
 
 

@@ -43,7 +43,9 @@ def milliseconds(call: Callable[[], Any], seconds: float) -> float:
 
 
 def ceilings(arguments: argparse.Namespace) -> dict[str, float]:
-    """Limits of the GPU: bytes per second of a large copy (read and written), operations of a large bfloat16 matmul."""
+    """
+    Limits of the GPU: bytes per second of a large copy (read and written), operations of a large bfloat16 matmul.
+    """
     source = torch.randn(2**29, device="cuda")
     target = torch.empty_like(source)
     copied = milliseconds(lambda: target.copy_(source), arguments.seconds)

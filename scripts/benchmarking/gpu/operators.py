@@ -27,8 +27,8 @@ FLEX_TILES = {"BLOCK_M": BLOCK, "BLOCK_N": BLOCK}  # its default is larger than 
 
 def attention(arguments: argparse.Namespace) -> dict[str, Any]:
     """
-    Attention of one layer alone, with the rotation of queries and keys, in bfloat16: milliseconds, and the share of the
-    GPU's bytes and operations per second. Each tensor counts once, and only the matrix products count.
+    Attention of one layer alone, with the rotation of queries and keys, in bfloat16: milliseconds, and the share of
+    the GPU's bytes and operations per second. Each tensor counts once, and only the matrix products count.
     """
     ceiling = ceilings(arguments)
     return {str(length): _attention_at(length, ceiling, arguments.seconds) for length in arguments.lengths}

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Language modelling of bytes, on State of the Union addresses or IMDb's unsupervised reviews: bits per byte, and where in the
-row, in its blocks and in the document they are spent.
+Language modelling of bytes, on State of the Union addresses or IMDb's unsupervised reviews: bits per byte, in total
+and by position in the row, in its blocks and in the document.
 """
 
 import math
@@ -18,8 +18,8 @@ from experiments.tasks.text import BYTE_VOCABULARY, bytes_of
 from training.shipped_data import load_address_splits
 
 
-POSITIONS = 16  # parts of a row and of a document that are told apart
-BLOCK = 64  # the positions inside a block that are told apart, whatever the blocks of the model
+POSITIONS = 16  # parts of a row and of a document that are scored separately
+BLOCK = 64  # positions inside a block that are scored separately, for any block size of the model
 
 
 def chunks_of(texts: list[str], length: int) -> list[dict]:

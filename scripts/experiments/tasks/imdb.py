@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Reviews of films, positive or negative (IMDb, Maas et al. 2011), on its official test split: as bytes, which is the `Text`
-task of Long Range Arena, or as BPE. The reviews have no open licence, so none is quoted in a record.
+Positive or negative film reviews (IMDb, Maas et al. 2011), on the official test split: as bytes (the `Text` task of
+Long Range Arena) or as BPE. The reviews have no open licence, so no record quotes one.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ HUB_NAME = "stanfordnlp/imdb"
 
 
 def read(part: str, imdb_folder: str | None) -> Dataset:
-    """`train`, `test` or `unsupervised`, from parquet files of those names where there is a folder, else from the Hub."""
+    """`train`, `test` or `unsupervised`: from parquet files of those names in a folder, or else from the Hub."""
     if imdb_folder is None:
         return load_dataset(HUB_NAME, split=part)
     return Dataset.from_parquet(str(Path(imdb_folder) / f"{part}.parquet"))

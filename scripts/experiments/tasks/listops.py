@@ -1,9 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-ListOps by the rules of Long Range Arena (Tay et al. 2020, `lra_benchmarks/data/listops.py`): nested lists of digits with
-minimum, maximum, median and sum modulo ten; the class is the value. A subtree is a digit with probability 3/4, else a list
-of 2 to `max_args` subtrees, a digit at `max_depth` at the latest; expressions that are not between `min_length` and
-`max_length` tokens are drawn again. Long Range Arena has depth 10, 10 arguments, and 500 to 2,000 tokens.
+ListOps by the rules of Long Range Arena (Tay et al. 2020, `lra_benchmarks/data/listops.py`): nested lists of digits
+with minimum, maximum, median and sum modulo ten; the class is the value. A subtree is a digit with probability 3/4, or
+else a list of 2 to `max_args` subtrees; at `max_depth` it is always a digit. Expressions with fewer than `min_length`
+or more than `max_length` tokens are drawn again. Long Range Arena has depth 10, 10 arguments, and 500 to 2,000 tokens.
 """
 
 import random

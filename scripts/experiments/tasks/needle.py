@@ -2,11 +2,11 @@
 """
 Needles in a haystack. A text is a number of pages. A page has its number and its answer; the first
 page instead points to other pages, and the class of the text is the largest of their answers, read at the first token.
-With one pointer it is that page's answer. `causal: true` is the same for decoders: the page that points is the last one, and
-the class is read at the last token.
+With one pointer it is that page's answer. `causal: true` is the same for decoders: the last page points, and the class
+is read at the last token.
 
-`written: "over and over"` fills a page with its number and its answer (and the first page with its pointers): a block's
-mean then says all of it. `written: "once"` writes each once, the rest of a page is random words.
+`written: "over and over"` fills a page with its number and its answer (and the first page with its pointers), so the
+mean of a block has all the information. `written: "once"` writes each once; the rest of a page is random words.
 """
 
 import numpy as np

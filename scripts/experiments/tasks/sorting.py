@@ -1,9 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Sorting integers, the algorithmic task of the paper (section 4.1 there), as tagging by an encoder: at each position the model
-names the integer that stands there once the sequence is sorted. Trained at one length; tested at it and at twice that.
-Every eighth token is a mark that says which eighth it opens. A model with attention inside blocks alone has no other way to
-know where in the sequence a block stands; the marks of the second half of the longer rows are new to all models.
+Sorting integers, the algorithmic task of the paper (section 4.1 there), as tagging with an encoder: at each position
+the model predicts the integer at that position of the sorted sequence. Trained at one length; tested at that length
+and at twice that. Every eighth token is a mark with its number. A model with attention inside blocks only has no other
+way to know the position of a block; the marks of the second half of the longer rows are new to all models.
 
 The paper has it as sequence to sequence. Tagging lets every kind of attention take part, SortCut and BigBird too.
 """

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The party of the president who gave a State of the Union address, from a passage of it (`training/shipped_data.py`). No address, or no
-president, is both in training and in the test.
+The party of the president who gave a State of the Union address, from a passage of it (`training/shipped_data.py`). No
+address, or no president, is in both training and test.
 """
 
 from experiments.tasks import TaskData
@@ -10,7 +10,7 @@ from training.shipped_data import PARTIES, load_passages
 
 
 def load(data: dict, seed: int, training: dict, imdb_folder: str | None = None) -> TaskData:
-    """The seed draws the split too."""
+    """The seed also sets the split."""
     parts = load_passages(data["split_by"], seed)
     limit = data.get("max_rows")
     if limit is not None:

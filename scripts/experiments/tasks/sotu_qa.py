@@ -1,12 +1,12 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Extractive question answering, generated from the State of the Union addresses: what follows these words? A row is the
-question, then a passage of an address; the answer is a span of the passage: a year, an amount of money, or just the next word.
-The question is the kind of answer and the words before it, which stand in the passage once. No address is both in training
-and in the test.
+question, then a passage of an address; the answer is a span of the passage: a year, an amount of money, or the next
+word. The question is the kind of answer and the words before it, which occur in the passage once. No address is in
+both training and test.
 
-Years and amounts can be guessed where a passage has few of them (`guess` in the facts is what that is worth); a next word
-cannot. Training draws both by turns; the test has as many of the one as of the other.
+Years and amounts can be guessed if a passage has few of them (`guess` in the facts is the score of guessing); a next
+word cannot. Training draws both kinds at random; the test has equally many of each.
 """
 
 import re
@@ -108,7 +108,7 @@ def collate(rows: list[dict]) -> dict[str, Tensor]:
 
 
 def best_spans(logits: tuple[Tensor, Tensor], labels: Any, longest_answer: int = 16) -> Tensor:
-    """`(B, 2)`: first and last token of the span, of at most `longest_answer` tokens, with the largest sum of logits."""
+    """`(B, 2)`: first and last token of the span of at most `longest_answer` tokens with the largest sum of logits."""
     starts, ends = (part.float() for part in logits[:2])
     sums = starts.unsqueeze(2) + ends.unsqueeze(1)
     length = starts.shape[1]
