@@ -188,7 +188,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         """
         Args:
             hidden_states: `(B, L, E)`.
-            past_key_values: takes in the new tokens, and gives those before them.
+            past_key_values: the cache, which stores the new tokens and returns those before them.
 
         Returns:
             The output `(B, L, E)`, 0 at padding; the source-token map `(B, H, L, tokens with those in the cache)`, or

@@ -162,9 +162,9 @@ def causal_sinkhorn_balance(
     """
     Causal Sinkhorn balancing (design section 2.4): as `sinkhorn_balance`, but the column normaliser of row `i` sums
     over the rows up to `i` alone. A sum over all rows would tell row `i` about later blocks. So balancing is a
-    recurrence over rows, and may go on from earlier ones.
+    recurrence over rows, and can resume from earlier ones.
 
-    The column `i - 1` is new in row `i`, so its sum is that one entry, which becomes 1 whatever the logits: the block
+    The column `i - 1` is new in row `i`, so its sum is that one entry, which becomes 1 for any logits: the block
     before always has the largest weight. With `capacity` a column is divided by its sum only where that is above 1
     (partial transport: each source may be used up to once, and need not be), and a row is free to choose.
 
@@ -177,7 +177,7 @@ def causal_sinkhorn_balance(
         capacity: whether column sums may be below 1.
 
     Returns:
-        `(B, G, n, N)`: rows sum to 1, but for those that allow nothing, which are 0; and the new `columns`.
+        `(B, G, n, N)`: rows sum to 1, except those that allow nothing, which are 0; and the new `columns`.
     """
     allowed = allowed.expand_as(logits)
     if columns is None and is_triton_supported(logits) and logits.dtype == torch.float32:
@@ -258,7 +258,7 @@ def _divisor_(sums: Tensor, capacity: bool) -> Tensor:
 def _causal_balance_of_logarithms(
     logits: Tensor, allowed: Tensor, iterations: int, columns: Tensor | None, capacity: bool
 ) -> tuple[Tensor, Tensor]:
-    # A large finite number stands for minus infinity: logcumsumexp has no gradient there, and masked entries never
+    # A large finite number is used as minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
     floor = causal_floor(logits.dtype)
     logits = logits.masked_fill(~allowed, floor)
@@ -276,7 +276,7 @@ def _causal_balance_of_logarithms(
 
 
 def causal_floor(dtype: torch.dtype) -> float:
-    """What stands for the logarithm of 0 in causal balancing."""
+    """The number used as the logarithm of 0 in causal balancing."""
     return torch.finfo(dtype).min / 4
 
 

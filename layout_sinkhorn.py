@@ -93,7 +93,7 @@ class TokenLayout(NamedTuple):
 
     tables: RotaryTables  # (B or 1, L, D)
     mask: Tensor | None  # (B or 1, 1, 1 or L, tokens with those in the cache) bool
-    is_causal: bool  # whether a missing mask stands for the causal one
+    is_causal: bool  # whether a missing mask means the causal one
     is_real: Tensor | None  # (B, L) bool, the tokens of this pass
 
 
@@ -225,7 +225,7 @@ def cached_block_layout(
     # A step of one token rarely opens or fills a block. The first one makes the states, even where all is padding.
     opens = closes = True
     if may_read_values and num_tokens == 1 and past_length > 0:
-        if attention_mask is None:  # all rows are equally long: no need to ask the device
+        if attention_mask is None:  # all rows are equally long: known without reading from the device
             opens, closes = past_length % b == 0, (past_length + 1) % b == 0
         else:
             opens, closes = torch.stack((opened.any(), (counts % b == 0).any())).tolist()
@@ -399,7 +399,7 @@ def _rotary_tables(config: Any, rotary: Rotary, positions: Tensor) -> tuple[Rota
 
 
 def _not_local(config: Any, block: Tensor, source: Tensor, allowed: Tensor | None) -> Tensor | None:
-    """`block` `(B or 1, M)` and `source` `(N,)`: the pairs too far apart to be local. Only hard sorting asks."""
+    """`block` `(B or 1, M)` and `source` `(N,)`: the pairs too far apart to be local. Only needed by hard sorting."""
     if config.sort_assignment != "hard":
         return None
     far = ((block.unsqueeze(-1) - source).abs() >= config.num_local_blocks).unsqueeze(1)

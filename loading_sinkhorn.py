@@ -169,7 +169,7 @@ def check_loaded(model: PreTrainedModel, files: list[str], load_config: Any, inf
     if info.mismatched_keys and not load_config.ignore_mismatched_sizes:
         shapes = (f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in info.mismatched_keys)
         raise WrongShapes(
-            f"The weights in {source} are not of the shapes that the configuration asks for: {_first_names(shapes)}. "
+            f"The weights in {source} do not have the shapes of the configuration: {_first_names(shapes)}. "
             f"{cure}; or initialise these tensors with random numbers by `ignore_mismatched_sizes=True`."
         )
     missing = set(info.missing_keys)

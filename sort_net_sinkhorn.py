@@ -74,7 +74,7 @@ class SinkhornSortNet(nn.Module):
         number = layout.grid.block_of_document
         if columns is not None or number is None:
             return self.compare(rows, columns, layout.grid.num_blocks)
-        # The outputs of a net of fixed size are for the blocks of a document, wherever it stands in a packed row.
+        # The outputs of a net of fixed size are for the blocks of a document, wherever it is in a packed row.
         logits = self.compare(rows, None, self.config.max_num_blocks)  # (B, G, N, max_num_blocks)
         index = number.clamp(max=self.config.max_num_blocks - 1)[:, None, None]
         return logits.gather(-1, index.expand(*logits.shape[:-1], -1))

@@ -19,7 +19,7 @@ TIE_TOLERANCE = 1e-4  # weights of a sort matrix whose relative difference is sm
 
 class BlockGrid(NamedTuple):
     """
-    Which token stands in which slot of which block. A token's slot is its rank among the real tokens of its row, and
+    Which token is in which slot of which block. A token's slot is its rank among the real tokens of its row, and
     padding has no slot, so left padding, right padding and holes all give the same blocks.
 
     Without padding every field but the sizes is `None`: blocks are then plain views of the sequence. In a grid of
@@ -60,7 +60,7 @@ def block_grid(num_tokens: int, block_size: int, attention_mask: Tensor | None =
 
 def continued_grid(is_real: Tensor, offset: Tensor, block_size: int) -> BlockGrid:
     """
-    The same for new tokens that go on in the middle of a block.
+    The same for new tokens that continue in the middle of a block.
 
     Args:
         is_real: `(B, L)` bool, the new tokens that are no padding.
