@@ -282,8 +282,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         mask = self._block_mask(sorted_mask, layout, self.config.num_sorted_blocks if self.sorts else 0)
         return block_attention(query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
 
-    # Attending to keys that are rotated and in place, of whole rows or of a cache
-    # ----------------------------------------
+    # Keys that are rotated and in place, of whole rows or of a cache ----------------------------------------------
 
     def attend_to_parts(
         self,
