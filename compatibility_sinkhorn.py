@@ -92,7 +92,7 @@ def _with_new_name(model: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
             f"`{OLD_CACHE_NAME}` is deprecated and will be removed in version 5.40.0 for "
             f"`{type(model).__name__}.forward`. Use `cache` instead.",
             FutureWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
     return kwargs
 

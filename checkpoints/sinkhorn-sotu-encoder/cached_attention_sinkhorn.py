@@ -1,0 +1,1 @@
+../../cached_attention_sinkhorn.py

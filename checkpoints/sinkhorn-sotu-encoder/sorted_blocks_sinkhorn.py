@@ -1,0 +1,1 @@
+../../sorted_blocks_sinkhorn.py

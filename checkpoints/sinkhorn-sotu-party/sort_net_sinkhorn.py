@@ -1,0 +1,1 @@
+../../sort_net_sinkhorn.py
