@@ -38,7 +38,7 @@ try:  # a folder on the Hub, or any package
     from .configuration_sinkhorn import SinkhornConfig
     from .inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
     from .layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
-    from .layout_sinkhorn import LayoutInputs, make_layout
+    from .layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from .outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,
@@ -55,7 +55,7 @@ except ImportError:  # flat modules, as installed
     from configuration_sinkhorn import SinkhornConfig
     from inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
     from layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
-    from layout_sinkhorn import LayoutInputs, make_layout
+    from layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,
@@ -104,7 +104,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
         Args:
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
             attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it is; with a cache, for the tokens
-                in it too. Padding changes nothing.
+                in it too. Padding changes nothing. With a static cache it may also have the length of that.
             position_ids: `(B, L)` or `(1, L)`, of these tokens only; by default the rank of each token among the real
                 tokens of its row. Without a mask and a cache, a position that is no larger than the one before it
                 begins a new document (packed rows, as `DataCollatorWithFlattening` makes them): documents do not see
@@ -137,7 +137,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
         past_length = 0 if cache is None else cache.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):
             past_length = int(past_length)
-        attention_mask = check_mask(attention_mask, batch, num_tokens, past_length)
+        attention_mask = check_mask(attention_mask, batch, num_tokens, past_length, fixed_length(cache))
         past_counts = None
         if cache is not None:
             past_counts = count_past_tokens(attention_mask, past_length, inputs_embeds)
@@ -277,8 +277,14 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
-        """The mask as it is. The library would make one per layer type in advance, for those types that it knows."""
-        return attention_mask
+        """
+        Called by `generate()` with a cache of fixed size: the mask with zeros up to that, so that every step has the
+        same shapes, and one graph. The library would make one per layer type, for those types that it knows.
+        """
+        max_length = fixed_length(kwargs.get("cache", kwargs.get("past_key_values")))
+        if attention_mask is None or max_length is None:
+            return attention_mask
+        return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
 
 
 class SinkhornForMaskedLM(SinkhornPreTrainedModel):
@@ -373,7 +379,7 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
                     f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not "
                     "here: give the whole document, or use a model with `classifier_pooling='last'`."
                 )
-            attention_mask = None if attention_mask is None else attention_mask[:, -num_tokens:]
+            attention_mask = None if attention_mask is None else attention_mask[:, : cache.get_seq_length()][:, -num_tokens:]
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.score(self.dropout(pooled))
         loss = None
