@@ -148,7 +148,7 @@ class SinkhornFullAttention(SinkhornBaseAttention):
         self,
         hidden_states: Tensor,
         layout: Layout,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, None]:
         """As `SinkhornAttention.forward`; there is no sort matrix."""
@@ -157,8 +157,8 @@ class SinkhornFullAttention(SinkhornBaseAttention):
         cos, sin = layout.tables.unsqueeze(-2)
         query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin).transpose(1, 2)
         value = value.transpose(1, 2)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         output, weights = self.attend(query, key, value, layout.mask, maps, is_causal=layout.is_causal)
         output = self.o_proj(output.flatten(-2))
         if layout.is_real is not None:
@@ -182,13 +182,13 @@ class SinkhornAttention(SinkhornBaseAttention):
         self,
         hidden_states: Tensor,
         layout: Layout,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
         Args:
             hidden_states: `(B, L, E)`.
-            past_key_values: the cache, which stores the new tokens and returns those before them.
+            cache: stores the new tokens and returns those before them.
 
         Returns:
             The output `(B, L, E)`, 0 at padding; the source-token map `(B, H, L, tokens with those in the cache)`, or
@@ -198,8 +198,8 @@ class SinkhornAttention(SinkhornBaseAttention):
         layout, maps = layout.blocks, self.returns_maps(kwargs)
         blocks = to_blocks(hidden_states, layout.grid)
         query, key, value = self.project(blocks)
-        if past_key_values is not None:
-            cache = past_key_values.layers[self.layer_idx]
+        if cache is not None:
+            cache = cache.layers[self.layer_idx]
             output, attention_map, sort_matrix = attend_from_cache(
                 self, blocks, query, key, value, layout, cache, maps
             )

@@ -29,7 +29,7 @@ except ImportError:  # flat modules, as installed
 RECENT_BLOCKS = 2
 # The tensors that a layer may hold. The first dimension of each is the batch; those that grow with the text are listed
 # with the dimension that does, by tokens or by blocks.
-TOKEN_STATES = (("keys", 2), ("values", 2), ("positions", 1))
+TOKEN_STATES = (("stored_keys", 2), ("stored_values", 2), ("positions", 1))
 BLOCK_STATES = (("row_features", 1), ("column_features", 1), ("totals", 1))
 OTHER_STATES = (
     "counts",
@@ -40,6 +40,10 @@ OTHER_STATES = (
     "sorted_key",
     "sorted_value",
     "sorted_mask",
+)
+FILLED_BY_THE_MODEL = (
+    "The cache of a layer that sorts is filled by the model's attention alone, as sorting needs more than keys and "
+    "values: prefix tuning, and whatever else brings keys and values of its own, cannot be used with this model."
 )
 STATES = tuple(name for name, _ in (*TOKEN_STATES, *BLOCK_STATES)) + OTHER_STATES
 
@@ -73,8 +77,8 @@ class _BlockStates:
     layer sorts: `append_inputs`, `put_blocks` with what the SortNet makes of the inputs, and `keep_open_block`.
     """
 
-    keys: Tensor | None  # (B, G, L, D), rotated unless softly sorted blocks are mixed from them
-    values: Tensor | None  # (B, G, L, D)
+    stored_keys: Tensor | None  # (B, G, L, D), rotated unless softly sorted blocks are mixed from them
+    stored_values: Tensor | None  # (B, G, L, D)
     positions: Tensor | None  # (B, L) rotary positions, where keys are not rotated
     counts: Tensor | None  # (B,) tokens stored
     recent_inputs: Tensor | None  # (B, blocks * b + 1, E) the layer's latest inputs, a ring by slot; last: no token
@@ -139,7 +143,7 @@ class _BlockStates:
             rotated: whether keys are rotated already; else their positions are stored too.
         """
         slots = self.capacity * self.block_size
-        for name, tokens in (("keys", key), ("values", value)):
+        for name, tokens in (("stored_keys", key), ("stored_values", value)):
             tokens = tokens.permute(0, 3, 1, 2, 4).flatten(2, 3)
             state = self._state(name, tokens.shape[1], slots, tokens.shape[-1], like=tokens)
             self._write(name, state, 2, layout.slots[:, None, :, None], tokens)
@@ -229,13 +233,36 @@ class _BlockStates:
     # Reading --------------------------------------------------------------------------------------------------------
 
     @property
+    def keys(self) -> Tensor | None:
+        """`(B, G, tokens, D)`: the keys of the tokens that are there, of the longest row, as other tools read them."""
+        return None if self.stored_keys is None else self.stored_keys[:, :, : self._shown_length()]
+
+    @keys.setter
+    def keys(self, state: Tensor | None) -> None:
+        self._refuse_to_set(state)
+
+    @property
+    def values(self) -> Tensor | None:
+        """The values, like `keys`."""
+        return None if self.stored_values is None else self.stored_values[:, :, : self._shown_length()]
+
+    @values.setter
+    def values(self, state: Tensor | None) -> None:
+        self._refuse_to_set(state)
+
+    def _refuse_to_set(self, state: Tensor | None) -> None:
+        if state is not None:  # the library's constructor sets `None`
+            raise AttributeError(f"`keys` and `values` of {type(self).__name__} cannot be set. {FILLED_BY_THE_MODEL}")
+
+    @property
     def has_rotated_keys(self) -> bool:
         """Positions are stored where keys are not rotated."""
         return self.positions is None
 
     def key_value_blocks(self) -> tuple[Tensor, Tensor]:
         """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache in its full capacity."""
-        return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in (self.keys, self.values))
+        states = self.stored_keys, self.stored_values
+        return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in states)
 
     def total_before(self, layout: CacheLayout) -> Tensor | None:
         """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
@@ -351,10 +378,7 @@ class _BlockStates:
         """Does nothing: every state is created when it is first written."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        raise TypeError(
-            f"{type(self).__name__} is filled by the model's attention, by `append`: sorting needs more than keys and "
-            "values."
-        )
+        raise TypeError(f"{type(self).__name__} has no `update`. {FILLED_BY_THE_MODEL}")
 
 
 class SinkhornDynamicLayer(_BlockStates, DynamicLayer):
@@ -372,6 +396,10 @@ class SinkhornDynamicLayer(_BlockStates, DynamicLayer):
 
     def _cumulative_length_on(self, device: torch.device) -> int:
         return self.cumulative_length
+
+    def _shown_length(self) -> int:
+        # A row may have less than was removed by a `crop` that is not applied yet.
+        return min(int(self.counts.max()), self.cumulative_length)
 
     def _uncount(self, num_tokens: int) -> None:
         self.cumulative_length = max(self.cumulative_length - num_tokens, 0)
@@ -409,6 +437,9 @@ class SinkhornStaticLayer(_BlockStates, StaticLayer):
             state.copy_(value)
         else:
             setattr(self, name, value)
+
+    def _shown_length(self) -> int:
+        return self.max_cache_len  # as the library's static layers
 
     def _cumulative_length_on(self, device: torch.device) -> Tensor:
         self.batch_size = len(self.counts)

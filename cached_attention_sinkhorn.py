@@ -183,7 +183,11 @@ def _sort(
 
 def _replace_first(new: Tensor, kept: Tensor, chosen: Tensor, dim: int) -> Tensor:
     """`new` with its first entry along `dim` replaced by `kept` in the rows of the batch that are `chosen` `(B,)`."""
-    first = torch.where(chosen.view(-1, *[1] * (new.dim() - 1)), kept, new.narrow(dim, 0, 1))
+    chosen, first = chosen.view(-1, *[1] * (new.dim() - 1)), new.narrow(dim, 0, 1)
+    if new.dtype == torch.bool:  # ONNX Runtime has no `where` of masks
+        first = (chosen & kept) | (~chosen & first)
+    else:
+        first = torch.where(chosen, kept, first)
     return torch.cat((first, new.narrow(dim, 1, new.shape[dim] - 1)), dim)
 
 

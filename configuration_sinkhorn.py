@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers import configuration_utils
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
@@ -21,13 +20,10 @@ LAYER_TYPES = (
     "local_attention",
     "full_attention",
 )
-# The library reads some saved configurations through its base class (the Trainer does so when it resumes, and
-# tokenizers do), whose `validate_layer_type` knows a closed list of names and has no way to register others. Nor can
-# the field have another name: `DynamicCache` and `StaticCache` choose their layers by `layer_types`. So the list is
-# extended.
-configuration_utils.ALLOWED_ATTN_LAYER_TYPES = tuple(
-    dict.fromkeys((*configuration_utils.ALLOWED_ATTN_LAYER_TYPES, *LAYER_TYPES))
-)
+# The key of `layer_types` in config.json. Some programs read a config.json without this code (tokenizers, the Trainer
+# when it resumes, servers), by the library's base class, which refuses a `layer_types` with names that it does not know
+# and has no way to register others. In memory it must be `layer_types`: by it caches choose their layers.
+SAVED_LAYER_TYPES = "attention_types"
 
 SORT_NETS = ("linear", "mlp", "bilinear")
 SORT_POOLINGS = ("mean", "sum", "first")
@@ -80,6 +76,7 @@ class SinkhornConfig(PreTrainedConfig):
             `"sortcut_attention"` (encoder only): every query attends to the first `sortcut_blocks` sorted blocks.
             `"mixture_attention"`: Sinkhorn attention plus full attention, the sum of the two outputs.
             `"local_attention"`: the local blocks alone. `"full_attention"`: ordinary attention.
+            In config.json and in `to_dict()` it is `attention_types`. Both are read, `layer_types` first.
         sort_net (`str`, defaults to `"bilinear"`):
             How block descriptors become sorting logits. `"linear"` and `"mlp"` are the paper's and fix the number of
             blocks at `max_position_embeddings // block_size`; `"bilinear"` compares block with block and has no limit.
@@ -131,7 +128,8 @@ class SinkhornConfig(PreTrainedConfig):
     ```"""
 
     model_type = "sinkhorn"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
+    attribute_map = {SAVED_LAYER_TYPES: "layer_types"}
 
     vocab_size: int = 32000
     hidden_size: int = 768
@@ -183,6 +181,9 @@ class SinkhornConfig(PreTrainedConfig):
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
+        saved = kwargs.pop(SAVED_LAYER_TYPES, None)
+        if self.layer_types is None:  # otherwise given next to what was saved, as in `config.to_dict() | {...}`
+            self.layer_types = saved
         if self.layer_types is None:
             self.layer_types = ["sinkhorn_attention"] * self.num_hidden_layers
         super().__post_init__(**kwargs)
@@ -239,6 +240,11 @@ class SinkhornConfig(PreTrainedConfig):
                 f"The configuration{f' of {name}' if name else ''} (config.json and the arguments given with it) is "
                 f"refused: {describe_error(error)}"
             ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the library's, which is what is saved too, with `layer_types` under its name in files."""
+        fields = super().to_dict()
+        return {SAVED_LAYER_TYPES if name == "layer_types" else name: value for name, value in fields.items()}
 
     @property
     def base_model_tp_plan(self) -> dict[str, str]:

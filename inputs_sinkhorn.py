@@ -47,19 +47,31 @@ def check_arguments(
         )
 
 
-def check_mask(attention_mask: Tensor | None, batch: int, num_tokens: int, past_length: int | Tensor) -> Tensor | None:
-    """The mask, or `None` where it masks nothing. Raises where it is not one 0 or 1 per token."""
+def check_mask(
+    attention_mask: Tensor | None, batch: int, num_tokens: int, past_length: int | Tensor, max_length: int | None
+) -> Tensor | None:
+    """
+    The mask of the tokens so far, or `None` where it masks nothing; while tracing, of the given length. Raises where it
+    is not one 0 or 1 per token. With a cache of fixed size it may have the `max_length` of that: then every step has
+    the same shapes, and the end says nothing.
+    """
     if attention_mask is None:
         return None
     expected = (batch, num_tokens + past_length)
-    if attention_mask.dim() != 2 or (not is_tracing(attention_mask) and attention_mask.shape != expected):
+    if attention_mask.dim() == 2 and is_tracing(attention_mask):
+        # What is read below would be a constant of the graph.
+        if max_length is None:
+            return attention_mask
+        token = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        return (attention_mask != 0) & (token < num_tokens + past_length)
+    if max_length is not None and attention_mask.shape == (batch, max_length):
+        attention_mask = attention_mask[:, : expected[1]]
+    if attention_mask.dim() != 2 or attention_mask.shape != expected:
         in_cache = f" of each row, the {past_length} in the cache included" if past_length else " of each row"
         raise ValueError(
             f"`attention_mask` has shape {tuple(attention_mask.shape)}, but the input needs {expected}: one 0 "
             f"(padding) or 1 per token{in_cache}."
         )
-    if is_tracing(attention_mask):
-        return attention_mask  # what is read below would be a constant of the graph
     if attention_mask.is_floating_point() and bool(((attention_mask != 0) & (attention_mask != 1)).any()):
         raise ValueError(
             "`attention_mask` holds numbers other than 0 (padding) and 1: give what the tokenizer gives, not a mask "
@@ -73,7 +85,10 @@ def count_past_tokens(attention_mask: Tensor | None, past_length: int | Tensor, 
     batch, num_tokens = inputs_embeds.shape[:2]
     if attention_mask is None:
         return torch.zeros(batch, dtype=torch.long, device=inputs_embeds.device) + past_length
-    return (attention_mask[:, :-num_tokens] != 0).sum(-1)
+    is_real = attention_mask != 0
+    if isinstance(past_length, Tensor):
+        return (is_real & (torch.arange(is_real.shape[1], device=is_real.device) < past_length)).sum(-1)
+    return is_real[:, :-num_tokens].sum(-1)
 
 
 def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> None:

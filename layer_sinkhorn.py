@@ -66,10 +66,10 @@ class SinkhornLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         layout: Layout,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
         """`(B, L, E)` to `(B, L, E)`."""
-        attended, _, _ = self.self_attn(self.input_layernorm(hidden_states), layout, past_key_values, **kwargs)
+        attended, _, _ = self.self_attn(self.input_layernorm(hidden_states), layout, cache, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))

@@ -105,15 +105,23 @@ class Layout(NamedTuple):
 
 
 class LayoutInputs(NamedTuple):
-    """What a layout is made from."""
+    """What a layout is made from. The mask of a graph with a cache of fixed size may be as long as that."""
 
     shape: tuple[int, int]  # (B, L) of the new tokens
     device: torch.device
-    attention_mask: Tensor | None = None  # (B, L + past_length), None where there is no padding
+    attention_mask: Tensor | None = None  # (B, past_length + L), None where there is no padding
     position_ids: Tensor | None = None  # (B or 1, L), None for ranks among the real tokens of the row
     documents: Tensor | None = None  # (B, L) the document of each token of packed rows; None where a row is one
     past_length: int | Tensor = 0  # tokens per row in the cache, padding included; a tensor while tracing
     past_counts: Tensor | None = None  # (B,) real tokens per row in the cache; None without one
+
+    def of_new_tokens(self, states: Tensor) -> Tensor:
+        """`(B, past_length + L)` or longer to `(B, L)`."""
+        num_tokens = self.shape[1]
+        if not isinstance(self.past_length, Tensor):
+            return states[:, -num_tokens:]
+        index = torch.arange(num_tokens, device=states.device) + self.past_length
+        return states.index_select(1, index)
 
 
 def make_layout(
@@ -132,9 +140,7 @@ def make_layout(
             tracing.
     """
     _, num_tokens = inputs.shape
-    layers = cache.layers if cache is not None else []
-    # The tokens that a cache of fixed size has room for, None in one that grows.
-    max_length = next(filter(None, (getattr(layer, "max_cache_len", None) for layer in layers)), None)
+    layers, max_length = cache.layers if cache is not None else [], fixed_length(cache)
     if may_read_values:
         past_length = inputs.past_length
         if max_length is not None and past_length + num_tokens > max_length:
@@ -159,6 +165,12 @@ def make_layout(
     if "full_attention" in config.layer_types:
         tokens = token_layout(config, inputs, rotary, max_length)
     return Layout(blocks, tokens)
+
+
+def fixed_length(cache: Any | None) -> int | None:
+    """The tokens that a cache of fixed size has room for; `None` of one that grows."""
+    layers = cache.layers if cache is not None else []
+    return next(filter(None, (getattr(layer, "max_cache_len", None) for layer in layers)), None)
 
 
 def block_layout(config: Any, inputs: LayoutInputs, rotary: Rotary) -> BlockLayout:
@@ -205,7 +217,7 @@ def cached_block_layout(
     if attention_mask is None:
         is_real = torch.ones(batch, num_tokens, dtype=torch.bool, device=device)
     else:
-        is_real = attention_mask[:, -num_tokens:] != 0
+        is_real = inputs.of_new_tokens(attention_mask) != 0
     counts = past_counts + is_real.sum(-1)
     first_block, offset = past_counts // b, past_counts % b
     num_blocks = -(-(past_length + num_tokens if max_length is None else max_length) // b) + 1
@@ -340,9 +352,9 @@ def token_layout(config: Any, inputs: LayoutInputs, rotary: Rotary, key_length: 
     if position_ids is None:
         position_ids = (torch.arange(num_tokens, device=device) + past_length).unsqueeze(0)
         if attention_mask is not None:
-            position_ids = ((attention_mask != 0).cumsum(-1) - 1).clamp(min=0)[:, -num_tokens:]
+            position_ids = inputs.of_new_tokens(((attention_mask != 0).cumsum(-1) - 1).clamp(min=0))
     tables = RotaryTables(*rotary(position_ids))
-    is_real = None if attention_mask is None else attention_mask[:, -num_tokens:] != 0
+    is_real = None if attention_mask is None else inputs.of_new_tokens(attention_mask) != 0
     from_start = isinstance(past_length, int) and past_length == 0 and key_length is None
     mask = None
     if inputs.documents is not None:

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -33,10 +34,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 try:  # a folder on the Hub, or any package
     from .classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
+    from .compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from .configuration_sinkhorn import SinkhornConfig
     from .inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
     from .layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
-    from .layout_sinkhorn import LayoutInputs, make_layout
+    from .layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from .outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,
@@ -49,10 +51,11 @@ try:  # a folder on the Hub, or any package
     from .rotary_sinkhorn import SinkhornRotaryEmbedding
 except ImportError:  # flat modules, as installed
     from classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
+    from compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from configuration_sinkhorn import SinkhornConfig
     from inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
     from layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
-    from layout_sinkhorn import LayoutInputs, make_layout
+    from layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,
@@ -66,6 +69,9 @@ except ImportError:  # flat modules, as installed
 
 
 logger = logging.get_logger(__name__)
+
+# What heads hand on to the model without a parameter of their own.
+MODEL_ARGUMENTS = ("cache", "use_cache")
 
 
 class SinkhornModel(SinkhornPreTrainedModel):
@@ -81,6 +87,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
         self.gradient_checkpointing = False
         self.post_init()
 
+    @takes_known_arguments()
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -88,7 +95,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -97,20 +104,23 @@ class SinkhornModel(SinkhornPreTrainedModel):
         Args:
             input_ids: `(B, L)` tokens, any `L >= 1`; or `inputs_embeds`, `(B, L, E)`.
             attention_mask: `(B, L)`, 1 at real tokens and 0 at padding, wherever it is; with a cache, for the tokens
-                in it too. Padding changes nothing.
+                in it too. Padding changes nothing. With a static cache it may also have the length of that.
             position_ids: `(B, L)` or `(1, L)`, of these tokens only; by default the rank of each token among the real
                 tokens of its row. Without a mask and a cache, a position that is no larger than the one before it
                 begins a new document (packed rows, as `DataCollatorWithFlattening` makes them): documents do not see
                 each other.
-            past_key_values: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
+            cache: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
                 it. Training does not make one.
             output_attentions (`bool`): with `attn_implementation="eager"`, adds per layer `attentions`,
                 `(B, H, L, L)`: the weight that each query gave to each source token, also through the sorting.
             output_sort_matrices (`bool`): adds `sort_matrices`, `(B, G, N, N)` for each layer that sorts; with a cache
                 that is not empty, the rows of the blocks that the new tokens touch.
             is_causal (`bool`): refused where it is not what the configuration says.
+            token_type_ids: refused unless all are 0; the model has no token types.
+            past_key_values: the name that `cache` had before Transformers 5.24.
         """
         is_causal = kwargs.pop("is_causal", None)
+        check_token_types(kwargs.pop("token_type_ids", None))
         check_arguments(self.config, input_ids, inputs_embeds, position_ids, is_causal)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -121,18 +131,18 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 '`model.set_attn_implementation("eager")`. No attention maps are returned.'
             )
         documents = None
-        if position_ids is not None and attention_mask is None and past_key_values is None:
+        if position_ids is not None and attention_mask is None and cache is None:
             documents = packed_documents(position_ids, self.config.layer_types)
-        past_key_values = self._cache_to_use(past_key_values, use_cache and documents is None)
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        cache = self._cache_to_use(cache, use_cache and documents is None)
+        past_length = 0 if cache is None else cache.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):
             past_length = int(past_length)
-        attention_mask = check_mask(attention_mask, batch, num_tokens, past_length)
+        attention_mask = check_mask(attention_mask, batch, num_tokens, past_length, fixed_length(cache))
         past_counts = None
-        if past_key_values is not None:
+        if cache is not None:
             past_counts = count_past_tokens(attention_mask, past_length, inputs_embeds)
             if not is_tracing(inputs_embeds):
-                check_cache(past_key_values, self.config.layer_types, past_counts)
+                check_cache(cache, self.config.layer_types, past_counts)
         self._update_rotary_frequencies(inputs_embeds, attention_mask, position_ids, past_length)
         layout = make_layout(
             self.config,
@@ -146,15 +156,15 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 past_counts=past_counts,
             ),
             partial(self.rotary_emb.tables, dtype=inputs_embeds.dtype),
-            past_key_values,
+            cache,
             maps=kwargs.get("output_attentions", self.config.output_attentions),
             may_read_values=not is_tracing(inputs_embeds),
         )
         hidden_states = self.dropout(inputs_embeds)
         for layer in self.layers:
-            hidden_states = layer(hidden_states, layout, past_key_values=past_key_values, **kwargs)
+            hidden_states = layer(hidden_states, layout, cache=cache, **kwargs)
         return SinkhornModelOutput(
-            last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values if use_cache else None
+            last_hidden_state=self.norm(hidden_states), **cache_field(cache if use_cache else None)
         )
 
     def _update_rotary_frequencies(
@@ -171,21 +181,31 @@ class SinkhornModel(SinkhornPreTrainedModel):
             position_ids = torch.zeros_like(inputs_embeds[:, :1, 0], dtype=torch.long) + (counts - 1)
         self.rotary_emb.update_frequencies(inputs_embeds, position_ids)
 
-    def _cache_to_use(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+    def _cache_to_use(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
         if not self.config.is_decoder:
-            if past_key_values is not None:
-                raise ValueError("`past_key_values` needs a decoder: use a config with `is_decoder=True`.")
+            if cache is not None:
+                raise ValueError("`cache` needs a decoder: use a config with `is_decoder=True`.")
             return None
-        if self.training and self.gradient_checkpointing and past_key_values is not None:
+        # As in the library: without gradients nothing runs twice.
+        if self.training and self.gradient_checkpointing and torch.is_grad_enabled() and cache is not None:
             raise ValueError(
-                "`past_key_values` cannot be used under activation checkpointing, which runs layers twice: leave it "
+                "`cache` cannot be used under activation checkpointing, which runs layers twice: leave it "
                 "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or "
                 "`model.eval()`."
             )
         # Training reads whole rows: a cache would only cost.
-        if past_key_values is None and use_cache and not self.training:
+        if cache is None and use_cache and not self.training:
             return DynamicCache(config=self.config)
-        return past_key_values
+        return cache
+
+
+def register_causal_class(name: str) -> None:
+    """
+    Tells the Trainer that a class predicts the next token. With label smoothing it computes the loss itself, and knows
+    by the names in this registry for which classes labels are to be shifted. For any other it would, without a word,
+    teach a model to copy its input. The Auto classes have a registry of their own, and do not look in this one.
+    """
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["sinkhorn" if name == "SinkhornForCausalLM" else f"sinkhorn:{name}"] = name
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -196,9 +216,14 @@ class SinkhornModel(SinkhornPreTrainedModel):
 class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
     """The Sinkhorn Transformer with a language modelling head that predicts the next token."""
 
+    _head_loss = "ForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        register_causal_class(cls.__name__)
 
     def __init__(self, config: SinkhornConfig):
         if not config.is_decoder:
@@ -209,13 +234,14 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_known_arguments(*MODEL_ARGUMENTS)
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
@@ -231,7 +257,7 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -243,7 +269,7 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         return SinkhornCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **cache_field(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             sort_matrices=outputs.sort_matrices,
@@ -251,13 +277,20 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
-        """The mask as it is. The library would make one per layer type in advance, for those types that it knows."""
-        return attention_mask
+        """
+        Called by `generate()` with a cache of fixed size: the mask with zeros up to that, so that every step has the
+        same shapes, and one graph. The library would make one per layer type, for those types that it knows.
+        """
+        max_length = fixed_length(kwargs.get("cache", kwargs.get("past_key_values")))
+        if attention_mask is None or max_length is None:
+            return attention_mask
+        return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
 
 
 class SinkhornForMaskedLM(SinkhornPreTrainedModel):
     """The Sinkhorn Transformer with a language modelling head on every token."""
 
+    _head_loss = "ForMaskedLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
@@ -270,6 +303,7 @@ class SinkhornForMaskedLM(SinkhornPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @takes_known_arguments(*MODEL_ARGUMENTS)
     @can_return_tuple
     def forward(
         self,
@@ -294,6 +328,8 @@ class SinkhornForMaskedLM(SinkhornPreTrainedModel):
 class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
     """The Sinkhorn Transformer with one prediction per document: classes, several labels, or a regression."""
 
+    _head_loss = "ForSequenceClassification"
+
     def __init__(self, config: SinkhornConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -302,13 +338,14 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
+    @takes_known_arguments(*MODEL_ARGUMENTS)
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -320,7 +357,7 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
 
         Without an `attention_mask`, tokens equal to `config.pad_token_id` count as real.
         """
-        if position_ids is not None and attention_mask is None and past_key_values is None:
+        if position_ids is not None and attention_mask is None and cache is None:
             if packed_documents(position_ids) is not None:
                 raise ValueError(
                     "`position_ids` start again, so a row holds several documents, but this model gives one "
@@ -330,19 +367,19 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
             input_ids,
             attention_mask,
             position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
         )
         num_tokens = outputs.last_hidden_state.shape[1]
-        if past_key_values is not None and past_key_values.get_seq_length() > num_tokens:
+        if cache is not None and cache.get_seq_length() > num_tokens:
             if self.config.pooling != "last":
                 raise ValueError(
                     f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not "
                     "here: give the whole document, or use a model with `classifier_pooling='last'`."
                 )
-            attention_mask = None if attention_mask is None else attention_mask[:, -num_tokens:]
+            attention_mask = None if attention_mask is None else attention_mask[:, : cache.get_seq_length()][:, -num_tokens:]
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.score(self.dropout(pooled))
         loss = None
@@ -352,7 +389,7 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         return SinkhornSequenceClassifierOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            **cache_field(cache_of(outputs)),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             sort_matrices=outputs.sort_matrices,
@@ -362,6 +399,8 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
 class SinkhornForTokenClassification(SinkhornPreTrainedModel):
     """The Sinkhorn Transformer with one class per token."""
 
+    _head_loss = "ForTokenClassification"
+
     def __init__(self, config: SinkhornConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -370,6 +409,7 @@ class SinkhornForTokenClassification(SinkhornPreTrainedModel):
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
+    @takes_known_arguments(*MODEL_ARGUMENTS)
     @can_return_tuple
     def forward(
         self,
@@ -394,12 +434,15 @@ class SinkhornForTokenClassification(SinkhornPreTrainedModel):
 class SinkhornForQuestionAnswering(SinkhornPreTrainedModel):
     """The Sinkhorn Transformer with the two ends of an answer found in the text."""
 
+    _head_loss = "ForQuestionAnswering"
+
     def __init__(self, config: SinkhornConfig):
         super().__init__(config)
         self.model = SinkhornModel(config)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.post_init()
 
+    @takes_known_arguments(*MODEL_ARGUMENTS)
     @can_return_tuple
     def forward(
         self,
@@ -425,6 +468,7 @@ class SinkhornForQuestionAnswering(SinkhornPreTrainedModel):
 
 
 AutoConfig.register("sinkhorn", SinkhornConfig, exist_ok=True)
+register_causal_class(SinkhornForCausalLM.__name__)
 for _auto_class, _model_class in (
     (AutoModel, SinkhornModel),
     (AutoModelForCausalLM, SinkhornForCausalLM),

@@ -23,7 +23,7 @@ class SinkhornPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["SinkhornLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
     _supports_attention_backend = False
     _can_record_outputs = {
@@ -32,10 +32,16 @@ class SinkhornPreTrainedModel(PreTrainedModel):
         "sort_matrices": OutputRecorder(SinkhornBaseAttention, index=2),
     }
 
+    # The library's loss of a head. Without it the library reads the class's name, and takes the shifted loss of a
+    # causal language model for all that it cannot read.
+    _head_loss: str | None = None
+
     def __init__(self, config: SinkhornConfig, *args, **kwargs):
         if isinstance(config, SinkhornConfig):  # for anything else the library has an error message
             config.check_again()
         super().__init__(config, *args, **kwargs)
+        if self._head_loss is not None:
+            self.loss_type = self._head_loss
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

@@ -343,7 +343,7 @@ def test_runs_are_recorded_and_not_repeated(tiny, tmp_path, capsys):
     assert soft["parameters"] == pytest.approx(local["parameters"], abs=3 * 16)
     assert soft["scores"].keys() == {"test", "twice"} and 0 <= soft["scores"]["test"]["edit_distance"] <= 1
     assert soft["curve"]["train"][-1][0] == 12 and soft["curve"]["validation"][-1]["step"] == 12
-    assert local["config"]["layer_types"] == ["local_attention"]
+    assert local["config"]["attention_types"] == ["local_attention"]
     assert str(tmp_path) not in json.dumps(records) and str(ROOT) not in json.dumps(records)
     assert not list((tmp_path / "work").iterdir())
 

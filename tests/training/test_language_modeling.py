@@ -74,7 +74,7 @@ def test_comparison_at_equal_parameters(tmp_path, monkeypatch, capsys):
     assert list(models) == ["full_attention", "local_attention", "this model"]
     sizes = [model["parameters"] for model in models.values()]
     assert max(sizes) - min(sizes) <= 3 * 16 * 2  # one unit of the feed-forward network in each layer
-    assert models["full_attention"]["config"]["layer_types"] == ["full_attention"] * 2
+    assert models["full_attention"]["config"]["attention_types"] == ["full_attention"] * 2
     printed = capsys.readouterr().out
     assert all(f"| {kind}_attention " in printed for kind in ("sinkhorn", "local", "full"))
     assert (tmp_path / "out" / "compare" / "local_attention" / "model.safetensors").exists()
@@ -183,7 +183,7 @@ def test_weights_are_held_in_the_type_asked_for_and_one_layer_type_stands_for_al
     flags += ["--model_name_or_path", tmp_path / "out", "--config_overrides", "layer_types=local_attention"]
     run_script(monkeypatch, "run_clm.py", *flags, "--output_dir", tmp_path / "local")
     record = json.loads((tmp_path / "local" / "run.json").read_text())
-    assert record["models"]["this model"]["config"]["layer_types"] == ["local_attention"] * 2
+    assert record["models"]["this model"]["config"]["attention_types"] == ["local_attention"] * 2
 
 
 def test_generation_settings_are_the_models_own(monkeypatch):
