@@ -101,6 +101,7 @@ def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -
     Raises:
         UserError: only one class in training, or a label in another part that training, or the model, does not know.
     """
+    splits = DatasetDict(splits)
     if head is not None:
         kind, names, owner = head.problem_type, head.label_names, "the model"
     else:
@@ -132,7 +133,9 @@ def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -
             raise UserError(f"the {part} data has several labels or none in {named(too_many)}; {owner} has one a row.")
         sets = [label if label is None else {number[name] for name in classes_in(label)} for label in labels]
         if several:
-            return [label if label is None else [float(index in label) for index in range(len(names))] for label in sets]
+            return [
+                label if label is None else [float(index in label) for index in range(len(names))] for label in sets
+            ]
         return [label if label is None else label.pop() for label in sets]
 
     by_place = _read_vectors(splits, names) if several else lambda labels: labels

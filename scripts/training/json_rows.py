@@ -81,7 +81,9 @@ def _items(file: Path, stream: TextIO) -> Iterator[tuple[str, Any]]:
     while next_sign() != "]":
         if row:
             if next_sign() != ",":
-                raise UserError(f"{file} is not JSON: a comma or the end of the array is missing behind row {row - 1}.")
+                raise UserError(
+                    f"{file} is not JSON: a comma or the end of the array is missing behind row {row - 1}."
+                )
             place += 1
             next_sign()
         while True:
