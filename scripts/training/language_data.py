@@ -3,7 +3,7 @@
 
 import re
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
 import pyarrow
@@ -92,7 +92,7 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
             raise UserError(f"the {part} data has no text in column '{args.text_column_name}'.")
         if empty:
             print(f"the {part} data: {len(empty)} of {len(texts)} texts are empty and left out ({named(empty)}).")
-            texts = texts.take(np.setdiff1d(np.arange(len(texts)), empty))
+            texts = texts.filter(pyarrow.array(~np.isin(np.arange(len(texts)), empty)))
         splits[part] = Dataset(pyarrow.table({"text": texts}))
     extra = splits.pop("extra training", None)
     if "validation" not in splits:
@@ -113,12 +113,12 @@ def _hold_out(train: Dataset, args: LanguageModelingDataArguments) -> tuple[Data
 
 def _hold_out_tail(text: str, percentage: int) -> tuple[Dataset, Dataset]:
     """The last words of the only document, as a validation document."""
-    starts = [word.start() for word in re.finditer(r"\S+", text)]
-    if len(starts) < 2:
+    words = sum(1 for _ in re.finditer(r"\S+", text))
+    if words < 2:
         raise UserError("the training data is one document of one word; give --validation_file as well, or more text.")
-    size = max(1, round(len(starts) * percentage / 100))
-    place = starts[-size] if size < len(starts) else starts[1]
-    print(f"No validation data given: the last {size} of {len(starts)} words of the one document are held out for it.")
+    size = min(words - 1, max(1, round(words * percentage / 100)))
+    place = next(islice(re.finditer(r"\S+", text), words - size, None)).start()
+    print(f"No validation data given: the last {size} of {words} words of the one document are held out for it.")
     return Dataset.from_dict({"text": [text[:place].rstrip()]}), Dataset.from_dict({"text": [text[place:]]})
 
 
