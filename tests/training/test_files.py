@@ -19,7 +19,23 @@ from training.files import read_file
 from training.texts import empty_rows, join_texts
 
 
-CELLS = ["None", "NA", "null", "NaN", "", "007", "1.50", "1e5", "true", "False", "2026-01-02", "-", " x ", "#N/A", "1,5"]
+CELLS = [
+    "None",
+    "NA",
+    "null",
+    "NaN",
+    "",
+    "007",
+    "1.50",
+    "1e5",
+    "true",
+    "False",
+    "2026-01-02",
+    "-",
+    " x ",
+    "#N/A",
+    "1,5",
+]
 TEXTS = [*CELLS, 'she said "yes"', '"quoted"', "two\nlines", "two\r\nlines", "a\ttab", "émoji 🙂", "\u2028", "'"]
 
 
@@ -141,7 +157,7 @@ def test_a_document_longer_than_a_piece_or_pythons_limit(tmp_path):
         ("broken.jsonl", '{"text": "a"}\n{"text": \n', "line 2 is not JSON.*one object a line"),
         ("broken.json", '[{"text": "a"}, {"text": ]', "row 1 .counted from 0. is not JSON"),
         ("cut.json", '[{"text": "a"}', "a comma or the end of the array is missing behind row 0"),
-        ("words.jsonl", '{"text": "a"}\n"words"\n', "line 2: it needs an object .* got \"words\""),
+        ("words.jsonl", '{"text": "a"}\n"words"\n', 'line 2: it needs an object .* got "words"'),
         ("numbers.json", "[1, 2]", "row 0, counted from 0: it needs an object"),
         ("no.parquet", "text", "cannot be read as parquet"),
     ],
@@ -187,7 +203,9 @@ def test_cells_that_are_no_texts(tmp_path):
     path.write_text('{"text": ["one", "two"]}\n{"text": "three"}\n{"text": []}\n')
     assert texts(path, separator="\n") == ["one\ntwo", "three", ""]
     path.write_text('{"text": "a"}\n{"text": {"role": "user"}}\n{"text": [1, 2]}\n')
-    with pytest.raises(SystemExit, match="the text of rows 1, 2, counted from 0, is no text but an object.*column text"):
+    with pytest.raises(
+        SystemExit, match="the text of rows 1, 2, counted from 0, is no text but an object.*column text"
+    ):
         texts(path)
 
 
