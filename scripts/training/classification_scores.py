@@ -1,13 +1,15 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Metrics, predictions and the record of a classification run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from common.run_record import command, provenance, write_run
 from training.baselines import baseline_scores
@@ -52,23 +54,37 @@ def predict(trainer: Trainer, data: Dataset, task: Task) -> dict[str, float]:
     without labels those with one make the scores.
     """
     labels = data["labels"] if "labels" in data.column_names else [None] * len(data)
+    lengths = [len(ids) for ids in data["input_ids"]]
     order, logits, metrics = [], [], {}
-    for labelled in (True, False):
-        rows = [row for row, label in enumerate(labels) if (label is not None) == labelled]
-        if not rows:
-            continue
-        part = data if len(rows) == len(data) else data.select(rows)
-        part = part if labelled or "labels" not in part.column_names else part.remove_columns("labels")
-        result = trainer.predict(part, metric_key_prefix="test")
-        metrics = metrics or result.metrics
-        predicted = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
-        order += rows
-        logits.append(torch.from_numpy(predicted).float())
+    with _documents_in_order(trainer.args):
+        for labelled in (True, False):
+            rows = [row for row, label in enumerate(labels) if (label is not None) == labelled]
+            if not rows:
+                continue
+            rows.sort(key=lambda row: -lengths[row])  # little padding in a batch
+            part = data.select(rows)
+            part = part if labelled or "labels" not in part.column_names else part.remove_columns("labels")
+            result = trainer.predict(part, metric_key_prefix="test")
+            metrics = metrics or result.metrics
+            predicted = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
+            order += rows
+            logits.append(torch.from_numpy(predicted).float())
     trainer.save_metrics("test", metrics)
     if trainer.is_world_process_zero():
         logits = torch.cat(logits)[torch.tensor(order).argsort()]
         write_predictions(Path(trainer.args.output_dir) / "predict_results.tsv", task, task.splits["test"], logits)
     return {name.removeprefix("test_"): value for name, value in metrics.items()}
+
+
+@contextmanager
+def _documents_in_order(training_args: TrainingArguments) -> Iterator[None]:
+    """With `group_by_length` the Trainer shuffles also what it predicts, and returns the predictions shuffled."""
+    strategy = training_args.train_sampling_strategy
+    training_args.train_sampling_strategy = "sequential"
+    try:
+        yield
+    finally:
+        training_args.train_sampling_strategy = strategy
 
 
 def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:

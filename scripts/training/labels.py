@@ -14,6 +14,7 @@ from common.errors import UserError
 from training.file_rows import named
 
 
+LARGEST = float(np.finfo(np.float32).max)  # in which the loss is computed
 Label = str | list[str] | None  # a class, several classes, or an empty cell
 
 
@@ -118,7 +119,7 @@ def number_targets(cells: Iterable[Any], feature: Any, data: str) -> list[float 
             target = float(cell)
         except (TypeError, ValueError, OverflowError):
             target = math.nan
-        if not abs(target) <= np.finfo(np.float32).max:
+        if not abs(target) <= LARGEST:
             wrong.append(row)
             cells_of[row] = cell
         targets.append(target)
