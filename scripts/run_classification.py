@@ -9,6 +9,8 @@ shipped State of the Union task, on complete documents.
         --config_overrides hidden_size=32,num_hidden_layers=1
     python scripts/run_classification.py --output_dir runs/mine --train_file train.csv --test_file test.csv \\
         --text_column_names title,body --label_column_name topic
+    python scripts/run_classification.py --output_dir runs/new --model_name_or_path runs/mine --do_predict \\
+        --test_file new.csv
     accelerate launch scripts/run_classification.py --output_dir runs/sotu --resume_from_checkpoint last
     torchrun --nproc_per_node 2 scripts/run_classification.py --output_dir runs/sotu --use_cpu
 """
@@ -25,6 +27,7 @@ from transformers import (
     Trainer,
     set_seed,
 )
+from transformers.trainer_utils import IntervalStrategy
 
 from training.classification_data import Task
 from training.classification_inputs import DataTrainingArguments, encode, load_task
@@ -39,6 +42,7 @@ from training.model_choice import (
     load_weights,
 )
 from training.resuming import TrainingTimer, find_checkpoint, train_and_save
+from training.trained_head import check_parts, trained_head
 
 
 # A model that two CPU cores train in minutes.
@@ -88,7 +92,13 @@ def main() -> None:
     set_seed(training_args.seed)
     started = time.time()
 
-    task = load_task(data_args, dataset_options(model_args))
+    is_scoring = model_args.model_name_or_path is not None and not training_args.do_train
+    files = data_args.validation_file or data_args.test_file
+    without_training_data = is_scoring and data_args.train_file is None and files is not None
+    if without_training_data:
+        check_parts(training_args, given, data_args)
+    head = trained_head(model_args, needed=without_training_data) if is_scoring else None
+    task = load_task(data_args, dataset_options(model_args), head)
     for part, limit in (
         ("train", data_args.max_train_samples),
         ("validation", data_args.max_eval_samples),
@@ -97,13 +107,19 @@ def main() -> None:
         if limit is not None and part in task.splits:
             # Files are often sorted by label: the first rows would be of one class.
             shuffled = task.splits[part].shuffle(seed=data_args.split_seed)
-            task.splits[part] = shuffled.select(range(min(limit, len(shuffled))))
-    tokenizer = load_tokenizer(model_args, task.splits["train"]["text"], checkpoint)
+            drawn = shuffled.select(range(min(limit, len(shuffled))))
+            if part == "test":  # the predictions stand in the order of the file
+                drawn = drawn.select(sorted(range(len(drawn)), key=drawn["row"][:].__getitem__))
+            task.splits[part] = drawn
+    texts = task.splits["train"]["text"] if "train" in task.splits else []  # without them, the model has a tokenizer
+    tokenizer = load_tokenizer(model_args, texts, checkpoint)
     model = load_model(model_args, task, tokenizer)
     encoded = encode(task.splits, tokenizer, model.config, data_args)
 
     metric_name, compute_metrics = make_metrics(task)
     training_args.choose_best_by(metric_name, given)
+    if "validation" not in encoded:
+        training_args.eval_strategy, training_args.do_eval = IntervalStrategy.NO, False
     timer = TrainingTimer()
     callbacks = [timer]
     if training_args.early_stopping_patience:
@@ -113,7 +129,7 @@ def main() -> None:
         model=model,
         args=training_args,
         train_dataset=encoded["train"] if training_args.do_train else None,
-        eval_dataset=encoded["validation"],
+        eval_dataset=encoded.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
         compute_metrics=compute_metrics,

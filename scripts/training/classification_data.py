@@ -1,166 +1,206 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
-"""Labelled text from files, a dataset or the shipped task, checked before anything is written."""
+"""Labelled text as a task: checked, its classes numbered, and a part held out, before anything is written."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+import pyarrow
+from datasets import Dataset, DatasetDict
 from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
+from training.file_rows import FileRows, named
+from training.labels import (
+    Label,
+    are_vectors,
+    class_names,
+    classes_in,
+    from_vectors,
+    natural_order,
+    number_targets,
+)
+from training.texts import check_columns, empty_rows, join_texts
 
 
-FORMATS = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
 VALIDATION_FRACTION = 0.1
 
 
 @dataclass
 class Task:
-    """Splits with the columns `text` and `label`, and the kind of label."""
+    """
+    Splits with the columns `text`, `label` (`None` where a row of the test part has none; the column is missing where no
+    row has), `row` (its number in the file, from 0) and perhaps `id`, and what a label is.
+    """
 
     splits: DatasetDict
     problem_type: str  # single_label_classification, multi_label_classification or regression
     label_names: list[str] | None  # None for a regression
 
 
-def read_file(path: str) -> Dataset:
-    """
-    Reads a csv, tsv, json, jsonl or parquet file, or a txt file as one document in the column `text`.
+@dataclass
+class Head:
+    """What a trained model predicts."""
 
-    Raises:
-        UserError: the file is missing, empty, unsupported or not UTF-8; names the file and the fix.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"there is no file {path}.")
-    if file.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} must end in one of {', '.join(FORMATS)}.")
-    kind = FORMATS[file.suffix.lower()]
-    if file.stat().st_size == 0:
-        raise UserError(f"{path} is empty.")
-    if kind != "parquet":
-        try:
-            file.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, for example with "
-                f"`iconv -f latin1 -t utf-8`."
-            ) from None
-    options = {}
-    if kind == "csv":
-        options["delimiter"] = "\t" if file.suffix.lower() == ".tsv" else ","
-    elif kind == "text":
-        options["sample_by"] = "document"
-    try:
-        data = load_dataset(kind, data_files=path, split="train", **options)
-    except Exception as error:
-        if "corresponds to no data" in str(error):
-            raise UserError(f"{path} has no rows; it needs at least one below the column names.") from None
-        raise UserError(f"{path} cannot be read as {kind}: {error.__cause__ or error}") from None
-    return data
+    problem_type: str
+    label_names: list[str] | None
 
 
 def text_and_label(
-    data: Dataset, text_columns: list[str], label_column: str, separator: str, name: str, may_lack_label: bool = False
+    data: Dataset | FileRows,
+    text_columns: list[str],
+    label_column: str,
+    separator: str,
+    name: str,
+    may_lack_label: bool = False,
+    regression: bool = False,
+    id_column: str | None = None,
 ) -> Dataset:
     """
-    Keeps the label column as `label` and the text columns, joined by `separator`, as `text`. Without a label column
-    (`may_lack_label`), only `text`.
+    The text columns, several joined by `separator`, as `text`; the label as `label`, if there is one or must be; the
+    number of the row as `row`; `id_column`, if given, as `id`. Says how many texts are empty.
 
     Raises:
-        UserError: a column is missing; names it, the existing columns, and the flag.
+        UserError: a column is missing; names it, the columns there are, and the flag. Or rows have no label or a cell is
+            of the wrong kind; names the rows.
     """
     labelled = label_column in data.column_names or not may_lack_label
-    columns = [(column, "--text_column_names") for column in text_columns]
-    for column, flag in columns + [(label_column, "--label_column_name")] * labelled:
-        if column not in data.column_names:
+    flags = dict.fromkeys(text_columns, "--text_column_names")
+    if labelled:
+        flags[label_column] = "--label_column_name"
+    if id_column is not None:
+        flags[id_column] = "--id_column_name"
+    check_columns(data, flags, name)
+    columns = {"text": join_texts(data, text_columns, separator, name), "row": list(range(len(data)))}
+    if id_column is not None:
+        columns["id"] = ["" if cell is None else str(cell) for cell in data[id_column]]
+    if labelled:
+        read = number_targets if regression else class_names
+        labels = read(data[label_column], data.features.get(label_column), name)
+        missing = [row for row, label in enumerate(labels) if label is None]
+        if missing and not may_lack_label:
             raise UserError(
-                f"{name} has no column '{column}'; its columns are {', '.join(data.column_names)}. Name the right one "
-                f"with {flag}.{_other_delimiter(data.column_names)}"
+                f"{name}: {len(missing)} rows have no label in column '{label_column}' ({named(missing)}); fill or drop "
+                "them."
             )
-    texts = [
-        separator.join("" if part is None else str(part) for part in parts)
-        for parts in zip(*(data[column] for column in text_columns))
-    ]
-    if not labelled:
-        return Dataset.from_dict({"text": texts})
-    labels = data[label_column]
-    missing = sum(label is None for label in labels)
-    if missing:
-        raise UserError(f"{name}: {missing} rows have no label in column '{label_column}'; fill or drop them.")
-    labels = list(labels)
-    if len({type(label) for label in labels}) > 1:  # 1 and "one"
-        labels = [str(label) for label in labels]
-    kept = Dataset.from_dict({"text": texts, "label": labels})
-    feature = data.features[label_column]
-    return kept.cast_column("label", feature) if isinstance(feature, ClassLabel) else kept
+        if len(missing) < len(labels):
+            columns["label"] = labels
+            if missing:
+                print(f"{name}: {named(missing)}, have no label; they are predicted, but do not count in the scores.")
+    if empty := empty_rows(columns["text"]):
+        print(f"{name}: {len(empty)} of {len(data)} texts are empty ({named(empty)}).")
+    return Dataset(pyarrow.table(columns))
 
 
-def _other_delimiter(columns: list[str]) -> str:
-    """A hint if a csv file seems to have another delimiter."""
-    if len(columns) > 1 or not any(mark in columns[0] for mark in ";\t|"):
-        return ""
-    return " Does it have another delimiter? A csv file needs commas, a tsv file tabs."
-
-
-def make_task(splits: DatasetDict, regression: bool) -> Task:
+def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -> Task:
     """
-    Determines the kind of labels and numbers them. A test part may have none.
+    Finds what the labels are and numbers them: as the training part has them, or as the trained `head` does. A test part
+    may have none. Says which classes have a single example.
 
     Raises:
-        UserError: training has only one class, or another part has a label that training lacks.
+        UserError: only one class in training, or a label in another part that training, or the model, does not know.
     """
-    labelled = {name: part for name, part in splits.items() if "label" in part.column_names}
-    without = {name: part for name, part in splits.items() if name not in labelled}
-    if regression:
-        numbers = {name: _as_numbers(part) for name, part in labelled.items()}
-        return Task(DatasetDict(numbers | without), "regression", None)
-    multi_label = isinstance(labelled["train"]["label"][0], list)
-    if not multi_label:
-        labelled = {name: _labels_by_name(part) for name, part in labelled.items()}
-    labels = labelled["train"]["label"]
-    known = sorted(set().union(*map(classes_in, labels)), key=_natural_order)
-    if len(known) < 2:
-        raise UserError(
-            f"the training data has one class only ({known[0] if known else 'none'}); it needs two or more."
-        )
-    number = {name: index for index, name in enumerate(known)}
-    for name, part in labelled.items():
-        unknown = sorted(set().union(*map(classes_in, part["label"])) - set(known))
-        if unknown:
+    splits = DatasetDict(splits)
+    if head is not None:
+        kind, names, owner = head.problem_type, head.label_names, "the model"
+    else:
+        kind, names, owner = ("regression", None, "") if regression else (*_classes(splits), "training")
+    if kind == "regression":
+        return Task(splits, kind, None)
+    if head is None:
+        if len(names) < 2:
             raise UserError(
-                f"the {name} data has labels that training never saw: {', '.join(unknown[:10])}. Training has: "
-                f"{', '.join(known)}. Add rows with them to the training data, or drop these."
+                f"the training data has one class only ({names[0] if names else 'none'}); it needs two or more."
             )
+        _tell_single_examples(splits["train"]["label"])
+    several = kind == "multi_label_classification"
+    number = {name: index for index, name in enumerate(names)}
+    if all(name == f"LABEL_{index}" for name, index in number.items()):  # a model that was not told the names
+        number |= {str(index): index for index in range(len(names))}
 
-    def encode(row: dict) -> dict:
-        if multi_label:
-            return {"label": [float(name in map(str, row["label"])) for name in known]}
-        return {"label": number[str(row["label"])]}
+    def numbers(labels: list[Label], part: str) -> list:
+        unknown = {row: missing for row, label in enumerate(labels) if (missing := classes_in(label) - set(number))}
+        if unknown:
+            told = sorted(set().union(*unknown.values()), key=natural_order)
+            raise UserError(
+                f"the {part} data has labels that {'training never saw' if head is None else 'the model does not know'}: "
+                f"{', '.join(told[:10])} ({named(list(unknown))}). {owner.capitalize()} has: {', '.join(names)}. "
+                + ("Add rows with them to the training data, or drop these." if head is None else LEAVE_OUT)
+            )
+        too_many = [row for row, label in enumerate(labels) if label is not None and len(classes_in(label)) != 1]
+        if too_many and not several:
+            raise UserError(f"the {part} data has several labels or none in {named(too_many)}; {owner} has one a row.")
+        sets = [label if label is None else {number[name] for name in classes_in(label)} for label in labels]
+        if several:
+            return [
+                label if label is None else [float(index in label) for index in range(len(names))] for label in sets
+            ]
+        return [label if label is None else label.pop() for label in sets]
 
-    numbered = {name: part.map(encode, remove_columns=["label"]) for name, part in labelled.items()}
-    kind = "multi_label_classification" if multi_label else "single_label_classification"
-    return Task(DatasetDict(numbered | without), kind, known)
+    by_place = _read_vectors(splits, names) if several else lambda labels: labels
+    for part, data in splits.items():
+        if "label" in data.column_names:
+            numbered = numbers(by_place(list(data["label"])), part)
+            splits[part] = data.remove_columns("label").add_column("label", numbered)
+    return Task(splits, kind, names)
 
 
-def classes_in(label: Any) -> set[str]:
-    """The classes of a row: a list of them, or one."""
-    return set(map(str, label if isinstance(label, list) else [label]))
+LEAVE_OUT = "Correct them, or leave the label column out: rows without a label are predicted all the same."
+
+
+def _classes(splits: DatasetDict) -> tuple[str, list[str]]:
+    """What the training part shows: the kind of task, and the classes in order."""
+    labels = list(splits["train"]["label"])
+    if not any(isinstance(label, list) for label in labels):
+        _refuse_measurements(labels)
+        return "single_label_classification", sorted(set(labels), key=natural_order)
+    if are_vectors(labels):
+        print(f"The labels are read as vectors of zeros and ones, with a place for each of {len(labels[0])} classes.")
+        return "multi_label_classification", [str(place) for place in range(len(labels[0]))]
+    return "multi_label_classification", sorted(set().union(*map(classes_in, labels)), key=natural_order)
+
+
+def _refuse_measurements(labels: list[str]) -> None:
+    """Numbers with fractions, most of which stand once, are no classes; `1.10` among a few versions is one."""
+    try:
+        fractions = any(float(label) != int(float(label)) for label in labels)
+    except (ValueError, OverflowError):
+        return
+    if fractions and len(set(labels)) > max(2, len(labels) / 2):
+        raise UserError(
+            f"the labels are {len(set(labels))} different numbers with fractions in {len(labels)} rows, so no classes: "
+            "predict them with --do_regression."
+        )
+
+
+def _read_vectors(splits: DatasetDict, names: list[str]) -> Callable[[list[Label]], list[Label]]:
+    """How the lists of all parts are read: as vectors, if those of the first labelled part are and fit the classes."""
+    first = next((list(data["label"]) for data in splits.values() if "label" in data.column_names), [])
+    length = next((len(label) for label in first if label is not None), 0)
+    if length != len(names) or not are_vectors(first):
+        return lambda labels: labels
+
+    def read(labels: list[Label]) -> list[Label]:
+        if not are_vectors(labels) or any(label is not None and len(label) != length for label in labels):
+            raise UserError(f"the labels are vectors of {length} zeros and ones in one part, but not in all.")
+        return from_vectors(labels, names)
+
+    return read
+
+
+def _tell_single_examples(labels: list[Any]) -> None:
+    counts = Counter(name for label in labels for name in classes_in(label))
+    single = sorted((name for name, count in counts.items() if count == 1), key=natural_order)
+    if single:
+        told = ", ".join(single[:10]) + (f" and {len(single) - 10} more" if len(single) > 10 else "")
+        print(f"Classes with a single training example, too few to learn from: {told}.")
 
 
 def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> tuple[Dataset, Dataset]:
     """
-    Holds out a tenth of the training data, at least one row, stratified by class if possible. No class is held out
-    completely.
+    A tenth of the training data, at least one row, each class in its share where the labels allow it. No class is held
+    out whole.
 
     Raises:
         UserError: no row can be held out.
@@ -185,41 +225,3 @@ def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> 
     if not held_out:
         raise UserError("no class of the training data has a row to spare for validation; give --validation_file.")
     return train.select(kept), train.select(held_out)
-
-
-def _as_numbers(part: Dataset) -> Dataset:
-    if isinstance(part.features["label"], ClassLabel):
-        raise UserError("--do_regression needs numbers as labels, but the label column holds classes.")
-    try:
-        numbers = [float(label) for label in part["label"]]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--do_regression needs numbers as labels: {error}.") from None
-    return part.remove_columns("label").add_column("label", numbers)
-
-
-def _labels_by_name(part: Dataset) -> Dataset:
-    """
-    The names of a `ClassLabel` column; other labels as stripped text. Whole numbers that were read as 1.0 and 2.0, for
-    example because a row of the file had none, become 1 and 2.
-
-    Raises:
-        UserError: the labels have fractions.
-    """
-    feature, labels = part.features["label"], part["label"]
-    if isinstance(feature, ClassLabel):
-        names = [feature.int2str(label) for label in labels]
-    elif feature.dtype.startswith("float"):
-        if any(label != int(label) for label in labels):
-            raise UserError("the labels are numbers with fractions, not classes: predict them with --do_regression.")
-        names = [str(int(label)) for label in labels]
-    else:
-        names = [str(label).strip() for label in labels]
-    return part.remove_columns("label").add_column("label", names)
-
-
-def _natural_order(name: str) -> tuple:
-    """Numbers by value, before words."""
-    try:
-        return (0, float(name), name)
-    except ValueError:
-        return (1, 0.0, name)

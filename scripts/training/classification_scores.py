@@ -1,18 +1,20 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Metrics, predictions and the record of a classification run."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import torch
-from transformers import (
-    Trainer,
-)
+from datasets import Dataset
+from transformers import Trainer, TrainingArguments
 
 from common.run_record import command, provenance, write_run
 from training.baselines import baseline_scores
 from training.classification_data import Task
+from training.predictions import write_predictions
 
 
 METRICS = Path(__file__).resolve().parents[2] / "metrics"
@@ -46,27 +48,43 @@ def make_metrics(task: Task):
     return names.get(task.problem_type, "accuracy"), compute
 
 
-def predict(trainer: Trainer, data, task: Task) -> dict[str, float]:
-    """Writes a line for each test document to `predict_results.tsv`. Returns the scores if there are labels."""
-    result = trainer.predict(data, metric_key_prefix="test")
-    trainer.save_metrics("test", result.metrics)
-    logits = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
-    logits = torch.from_numpy(logits).float()
+def predict(trainer: Trainer, data: Dataset, task: Task) -> dict[str, float]:
+    """
+    Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels. Of rows with and
+    without labels those with one make the scores.
+    """
+    labels = data["labels"] if "labels" in data.column_names else [None] * len(data)
+    lengths = [len(ids) for ids in data["input_ids"]]
+    order, logits, metrics = [], [], {}
+    with _documents_in_order(trainer.args):
+        for labelled in (True, False):
+            rows = [row for row, label in enumerate(labels) if (label is not None) == labelled]
+            if not rows:
+                continue
+            rows.sort(key=lambda row: -lengths[row])  # little padding in a batch
+            part = data.select(rows)
+            part = part if labelled or "labels" not in part.column_names else part.remove_columns("labels")
+            result = trainer.predict(part, metric_key_prefix="test")
+            metrics = metrics or result.metrics
+            predicted = result.predictions[0] if isinstance(result.predictions, tuple) else result.predictions
+            order += rows
+            logits.append(torch.from_numpy(predicted).float())
+    trainer.save_metrics("test", metrics)
     if trainer.is_world_process_zero():
-        with open(Path(trainer.args.output_dir) / "predict_results.tsv", "w", encoding="utf-8") as file:
-            if task.problem_type == "regression":
-                print("index", "prediction", sep="\t", file=file)
-                for index, value in enumerate(logits.flatten().tolist()):
-                    print(index, f"{value:.6g}", sep="\t", file=file)
-            else:
-                multi_label = task.problem_type == "multi_label_classification"
-                print("index", "prediction", *(f"p({name})" for name in task.label_names), sep="\t", file=file)
-                for index, row in enumerate((logits.sigmoid() if multi_label else logits.softmax(-1)).tolist()):
-                    best = max(range(len(row)), key=row.__getitem__)
-                    predicted = [i for i, share in enumerate(row) if share > 0.5] if multi_label else [best]
-                    names = ",".join(task.label_names[i] for i in predicted)
-                    print(index, names, *(f"{share:.4f}" for share in row), sep="\t", file=file)
-    return {name.removeprefix("test_"): value for name, value in result.metrics.items()}
+        logits = torch.cat(logits)[torch.tensor(order).argsort()]
+        write_predictions(Path(trainer.args.output_dir) / "predict_results.tsv", task, task.splits["test"], logits)
+    return {name.removeprefix("test_"): value for name, value in metrics.items()}
+
+
+@contextmanager
+def _documents_in_order(training_args: TrainingArguments) -> Iterator[None]:
+    """With `group_by_length` the Trainer shuffles also what it predicts, and returns the predictions shuffled."""
+    strategy = training_args.train_sampling_strategy
+    training_args.train_sampling_strategy = "sequential"
+    try:
+        yield
+    finally:
+        training_args.train_sampling_strategy = strategy
 
 
 def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:
@@ -76,8 +94,13 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
     """
     part = "test" if "test" in metrics and "label" in task.splits["test"].column_names else "validation"
     scores = {}
-    if task.problem_type == "single_label_classification" and not data_args.skip_baselines:
-        scores = baseline_scores(task.splits, part)
+    splits = {name: _labelled(rows) for name, rows in task.splits.items()}
+    if (
+        task.problem_type == "single_label_classification"
+        and not data_args.skip_baselines
+        and splits.keys() >= {"train", part}
+    ):
+        scores = baseline_scores(splits, part)
     score_names = ("accuracy", "macro_f1", "micro_f1", "mse", "mae")
     if part in metrics:
         values = {name.removeprefix("eval_"): value for name, value in metrics[part].items()}
@@ -98,7 +121,7 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
     if scores:
         columns = [name for name in score_names if any(name in row for row in scores.values())]
         width = max(map(len, scores))
-        print(f"\nOn the {len(task.splits[part])} {part} documents:")
+        print(f"\nOn the {len(splits[part])} {part} documents:")
         print(f"| {'':{width}} | " + " | ".join(f"{name:>8}" for name in columns) + " |")
         print(f"|-{'-' * width}-|" + "".join(f"-{'-' * max(8, len(name))}:|" for name in columns))
         for label, row in scores.items():
@@ -108,4 +131,13 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
             print(f"| {label:{width}} | " + " | ".join(cells) + " |")
     if "test" in metrics:
         print(f"\nThe predictions for the test documents are in {trainer.args.output_dir}/predict_results.tsv")
-    print(f"\nThe model is in {trainer.args.output_dir}; all figures are in {trainer.args.output_dir}/run.json")
+    model = trainer.args.output_dir if trainer.args.do_train else trainer.model.name_or_path
+    print(f"\nThe model is in {model}; all figures are in {trainer.args.output_dir}/run.json")
+
+
+def _labelled(rows: Dataset) -> Dataset:
+    """Of a test part with labels, the rows that have one."""
+    if "label" not in rows.column_names:
+        return rows
+    kept = [row for row, label in enumerate(rows["label"]) if label is not None]
+    return rows if len(kept) == len(rows) else rows.select(kept)

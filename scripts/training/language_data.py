@@ -1,17 +1,21 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Documents for language modelling from files, a dataset or the shipped addresses, as chunks of tokens."""
 
+import re
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 
 import numpy as np
+import pyarrow
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from training.classification_data import read_file
+from training.file_rows import named
+from training.files import read_file
 from training.flags import check_limits
 from training.shipped_data import load_address_splits
+from training.texts import check_columns, empty_rows, join_texts
 
 
 @dataclass
@@ -70,7 +74,7 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
     """
     if args.train_file:
         files = {"train": args.train_file, "validation": args.validation_file, "test": args.test_file}
-        splits = {part: read_file(path) for part, path in files.items() if path}
+        splits = {part: read_file(path, [args.text_column_name]) for part, path in files.items() if path}
     elif args.dataset_name:
         splits = dict(load_dataset(args.dataset_name, args.dataset_config_name, **(hub_options or {})))
     else:
@@ -79,17 +83,17 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
     if "train" not in splits:
         raise UserError(f"{args.dataset_name} has no split 'train'.")
     if args.extra_train_file:
-        splits["extra training"] = read_file(args.extra_train_file)
+        splits["extra training"] = read_file(args.extra_train_file, [args.text_column_name])
     for part, data in splits.items():
-        if args.text_column_name not in data.column_names:
-            raise UserError(
-                f"the {part} data has no column '{args.text_column_name}'; its columns are "
-                f"{', '.join(data.column_names)}. Name the right one with --text_column_name."
-            )
-        texts = [text for text in data[args.text_column_name] if text and not text.isspace()]
-        if not texts:
+        check_columns(data, {args.text_column_name: "--text_column_name"}, f"the {part} data")
+        texts = join_texts(data, [args.text_column_name], " ", f"the {part} data")
+        empty = empty_rows(texts)
+        if len(empty) == len(texts):
             raise UserError(f"the {part} data has no text in column '{args.text_column_name}'.")
-        splits[part] = Dataset.from_dict({"text": texts})
+        if empty:
+            print(f"the {part} data: {len(empty)} of {len(texts)} texts are empty and left out ({named(empty)}).")
+            texts = texts.filter(pyarrow.array(~np.isin(np.arange(len(texts)), empty)))
+        splits[part] = Dataset(pyarrow.table({"text": texts}))
     extra = splits.pop("extra training", None)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(splits["train"], args)
@@ -100,14 +104,22 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
 
 def _hold_out(train: Dataset, args: LanguageModelingDataArguments) -> tuple[Dataset, Dataset]:
     if len(train) < 2:
-        raise UserError(
-            "the training data is one document; give --validation_file as well, or more documents (a txt file is one, "
-            "whatever is in it; a csv or jsonl file has one a row)."
-        )
+        return _hold_out_tail(train[0]["text"], args.validation_split_percentage)
     size = max(1, round(len(train) * args.validation_split_percentage / 100))
     print(f"No validation data given: {size} of {len(train)} training documents are held out for it.")
     parts = train.train_test_split(size, seed=args.split_seed)
     return parts["train"], parts["test"]
+
+
+def _hold_out_tail(text: str, percentage: int) -> tuple[Dataset, Dataset]:
+    """The last words of the only document, as a validation document."""
+    words = sum(1 for _ in re.finditer(r"\S+", text))
+    if words < 2:
+        raise UserError("the training data is one document of one word; give --validation_file as well, or more text.")
+    size = min(words - 1, max(1, round(words * percentage / 100)))
+    place = next(islice(re.finditer(r"\S+", text), words - size, None)).start()
+    print(f"No validation data given: the last {size} of {words} words of the one document are held out for it.")
+    return Dataset.from_dict({"text": [text[:place].rstrip()]}), Dataset.from_dict({"text": [text[place:]]})
 
 
 def to_chunks(
@@ -149,9 +161,11 @@ def to_chunks(
             )
         print(summary)
         if len(rows) == 0:
+            is_held_out = part == "validation" and args.train_file and not args.validation_file
+            held_out = ", a larger --validation_split_percentage" if is_held_out else ""
             raise UserError(
                 f"the {part} data is shorter than one chunk of {chunk_length} tokens: give more text, a smaller "
-                "--block_size, or --keep_documents."
+                f"--block_size{held_out}, or --keep_documents."
             )
         limit = args.max_train_samples if part == "train" else args.max_eval_samples
         chunks[part] = rows if limit is None else rows.select(range(min(limit, len(rows))))

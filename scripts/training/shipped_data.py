@@ -11,6 +11,8 @@ from pathlib import Path
 from datasets import ClassLabel, Dataset, DatasetDict
 from sklearn.model_selection import StratifiedGroupKFold
 
+from training.files import read_parquet
+
 
 ADDRESSES = Path(__file__).resolve().parents[2] / "data" / "sotu" / "addresses.parquet"
 PARTIES = ["Democratic", "Republican"]
@@ -20,7 +22,7 @@ SHORTEST_PASSAGE_WORDS = 1024
 
 def load_addresses() -> Dataset:
     """All 249 addresses: `address_id`, `year`, `president`, `party`, `delivery`, `text`."""
-    return Dataset.from_parquet(str(ADDRESSES))
+    return read_parquet(ADDRESSES)
 
 
 def split_words(text: str, num_words: int) -> list[str]:

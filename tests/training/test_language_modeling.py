@@ -116,6 +116,32 @@ def test_masked_from_a_text_file_to_fillings(tmp_path, monkeypatch, capsys):
         run_script(monkeypatch, "run_generation.py", "--model_name_or_path", tmp_path / "out", "--prompt", "cats")
 
 
+def test_a_text_alone_holds_out_its_tail(tmp_path, monkeypatch, capsys):
+    train = tmp_path / "run [v2]" / "a::b.txt"
+    train.parent.mkdir()
+    train.write_text("\n".join(SENTENCES * 100) + "\n the very end", encoding="utf-8")
+    flags = ["--train_file", train, *TINY, "--block_size", "32", "--num_train_epochs", "1"]
+    run_script(monkeypatch, "run_clm.py", "--output_dir", tmp_path / "out", *flags)
+    assert "the last 80 of 1603 words of the one document are held out" in capsys.readouterr().out
+
+    from training.language_data import LanguageModelingDataArguments, load_documents
+
+    parts = load_documents(LanguageModelingDataArguments(train_file=str(train)))
+    kept, tail = parts["train"][0]["text"], parts["validation"][0]["text"]
+    assert tail.endswith("the very end") and len(tail.split()) == 80
+    assert (kept.split() + tail.split()) == train.read_text().split()
+
+
+def test_empty_texts_are_left_out_and_told(tmp_path, capsys):
+    from training.language_data import LanguageModelingDataArguments, load_documents
+
+    train = tmp_path / "train.csv"
+    train.write_text('text,other\ncats,\n"",1\nNone,2\n"  ",3\n007,4\n')
+    parts = load_documents(LanguageModelingDataArguments(train_file=str(train), validation_file=str(train)))
+    assert list(parts["train"]["text"]) == ["cats", "None", "007"]
+    assert "the train data: 2 of 5 texts are empty and left out (rows 1, 3, counted from 0)" in capsys.readouterr().out
+
+
 def test_an_interrupted_comparison_goes_on(tmp_path, monkeypatch):
     flags = ["--train_file", write_documents(tmp_path / "train.jsonl", 30), *TINY, "--block_size", "32"]
     flags += ["--compare_with", "local_attention"]
@@ -208,7 +234,12 @@ BAD_INPUTS = {
         ["--train_file", "good.jsonl", "--block_size", "100000"],
         "shorter than one chunk.*--keep_documents",
     ),
-    "one document": (["--train_file", "one.txt"], "one document; give --validation_file"),
+    "one word": (["--train_file", "one.txt"], "one document of one word; give --validation_file"),
+    "a short text": (
+        ["--train_file", "short.txt"],
+        "validation data is shorter than one chunk.*--validation_split_percentage",
+    ),
+    "objects as texts": (["--train_file", "chats.jsonl"], "the text of row 0, counted from 0, is no text"),
     "no text": (["--train_file", "blank.jsonl"], "has no text"),
     "unknown layers": (["--train_file", "good.jsonl", "--compare_with", "local"], "`layer_types` holds"),
     "sortcut": (["--train_file", "good.jsonl", "--compare_with", "sortcut_attention"], "in a decoder"),
@@ -240,7 +271,9 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(case, tmp_path, monkeypa
     flags, words = BAD_INPUTS[case]
     monkeypatch.chdir(tmp_path)
     write_documents(Path("good.jsonl"))
-    Path("one.txt").write_text("cats and dogs")
+    Path("one.txt").write_text(" cats ")
+    Path("short.txt").write_text("cats and dogs " * 2000)
+    Path("chats.jsonl").write_text('{"text": [{"role": "user", "content": "cats"}]}')
     Dataset.from_dict({"text": ["", " "]}).to_json("blank.jsonl")
     Path("full").mkdir()
     Path("full", "work").write_text("hours of it")

@@ -61,7 +61,7 @@ def test_from_a_csv_to_a_model_that_predicts(tmp_path, monkeypatch, capsys):
     assert record["versions"]["torch"] and record["commit"] and record["machine"]["cpu_cores"]
 
     lines = (out / "predict_results.tsv").read_text().splitlines()
-    assert lines[0].split("\t") == ["index", "prediction", "p(pets)", "p(ships)"]
+    assert lines[0].split("\t") == ["index", "prediction", "label", "p(pets)", "p(ships)"]
     assert len(lines) == 11
     classify = pipeline("text-classification", model=str(out), trust_remote_code=False)
     assert (
