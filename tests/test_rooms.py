@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers import ROOT, SCRIPTS
 
-
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ROOT / "scripts"
 # Each package, and the packages that it may import. The programs, on top, may import all of them.
 BELOW = {
     "common": set(),
@@ -69,7 +69,6 @@ def test_no_module_imports_itself_through_others():
 
 def test_nobody_edits_the_module_path():
     files = [path for folder in ("scripts", "tests") for path in (ROOT / folder).rglob("*.py")]
-    edits = ("sys.path" + suffix for suffix in (".insert", ".append", ".extend", " +=", " ="))
-    edits = tuple(edits)
+    edits = ["sys.path" + suffix for suffix in (".insert", ".append", ".extend", " +=", " =")]
     found = {path.relative_to(ROOT).as_posix() for path in files if any(edit in path.read_text() for edit in edits)}
     assert found == set()
