@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow
 from datasets import Dataset, DatasetDict
 from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
-from training.file_rows import FileRows, named
+from training.file_rows import FileRows, named, to_dataset
 from training.labels import (
     Label,
     are_vectors,
@@ -90,7 +89,7 @@ def text_and_label(
                 print(f"{name}: {named(missing)}, have no label; they are predicted, but do not count in the scores.")
     if empty := empty_rows(columns["text"]):
         print(f"{name}: {len(empty)} of {len(data)} texts are empty ({named(empty)}).")
-    return Dataset(pyarrow.table(columns))
+    return to_dataset(columns)
 
 
 def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -> Task:
