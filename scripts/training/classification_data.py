@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow
 from datasets import Dataset, DatasetDict
 from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
-from training.file_rows import FileRows, named
+from training.file_rows import FileRows, named, to_dataset
 from training.labels import (
     Label,
     are_vectors,
@@ -30,8 +29,8 @@ VALIDATION_FRACTION = 0.1
 @dataclass
 class Task:
     """
-    Splits with the columns `text`, `label` (`None` where a row of the test part has none; the column is missing where no
-    row has), `row` (its number in the file, from 0) and perhaps `id`, and what a label is.
+    Splits with the columns `text`, `label` (`None` where a row of the test part has none; the column is missing where
+    no row has), `row` (its number in the file, from 0) and perhaps `id`, and what a label is.
     """
 
     splits: DatasetDict
@@ -62,7 +61,8 @@ def text_and_label(
     number of the row as `row`; `id_column`, if given, as `id`. Says how many texts are empty.
 
     Raises:
-        UserError: a column is missing; names it, the columns there are, and the flag. Or rows have no label or a cell is
+        UserError: a column is missing; names it, the columns there are, and the flag. Or rows have no label or a cell
+        is
             of the wrong kind; names the rows.
     """
     labelled = label_column in data.column_names or not may_lack_label
@@ -81,8 +81,8 @@ def text_and_label(
         missing = [row for row, label in enumerate(labels) if label is None]
         if missing and not may_lack_label:
             raise UserError(
-                f"{name}: {len(missing)} rows have no label in column '{label_column}' ({named(missing)}); fill or drop "
-                "them."
+                f"{name}: {len(missing)} rows have no label in column '{label_column}' ({named(missing)}); fill or "
+                "drop them."
             )
         if len(missing) < len(labels):
             columns["label"] = labels
@@ -90,13 +90,13 @@ def text_and_label(
                 print(f"{name}: {named(missing)}, have no label; they are predicted, but do not count in the scores.")
     if empty := empty_rows(columns["text"]):
         print(f"{name}: {len(empty)} of {len(data)} texts are empty ({named(empty)}).")
-    return Dataset(pyarrow.table(columns))
+    return to_dataset(columns)
 
 
 def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -> Task:
     """
-    Finds what the labels are and numbers them: as the training part has them, or as the trained `head` does. A test part
-    may have none. Says which classes have a single example.
+    Finds what the labels are and numbers them: as the training part has them, or as the trained `head` does. A test
+    part may have none. Says which classes have a single example.
 
     Raises:
         UserError: only one class in training, or a label in another part that training, or the model, does not know.
@@ -119,12 +119,14 @@ def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -
     if all(name == f"LABEL_{index}" for name, index in number.items()):  # a model that was not told the names
         number |= {str(index): index for index in range(len(names))}
 
+    not_known = "training never saw" if head is None else "the model does not know"
+
     def numbers(labels: list[Label], part: str) -> list:
         unknown = {row: missing for row, label in enumerate(labels) if (missing := classes_in(label) - set(number))}
         if unknown:
             told = sorted(set().union(*unknown.values()), key=natural_order)
             raise UserError(
-                f"the {part} data has labels that {'training never saw' if head is None else 'the model does not know'}: "
+                f"the {part} data has labels that {not_known}: "
                 f"{', '.join(told[:10])} ({named(list(unknown))}). {owner.capitalize()} has: {', '.join(names)}. "
                 + ("Add rows with them to the training data, or drop these." if head is None else LEAVE_OUT)
             )
@@ -169,8 +171,8 @@ def _refuse_measurements(labels: list[str]) -> None:
         return
     if fractions and len(set(labels)) > max(2, len(labels) / 2):
         raise UserError(
-            f"the labels are {len(set(labels))} different numbers with fractions in {len(labels)} rows, so no classes: "
-            "predict them with --do_regression."
+            f"the labels are {len(set(labels))} different numbers with fractions in {len(labels)} rows, so no "
+            "classes: predict them with --do_regression."
         )
 
 

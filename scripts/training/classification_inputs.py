@@ -85,8 +85,8 @@ def _read_parts(data_args: DataTrainingArguments, hub_options: dict, is_trained:
     if any(files.values()):
         if files["train"] is None and not is_trained:
             raise UserError(
-                "--validation_file and --test_file need a --train_file, which names the classes; or a trained classifier "
-                "as --model_name_or_path with --do_predict or --do_eval, and without --do_train."
+                "--validation_file and --test_file need a --train_file, which names the classes; or a trained "
+                "classifier as --model_name_or_path with --do_predict or --do_eval, and without --do_train."
             )
         columns = [*data_args.text_column_names.split(","), data_args.label_column_name]
         if data_args.id_column_name is not None:
@@ -129,8 +129,8 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
         places = rows["row"] if "row" in rows.column_names else range(len(rows))
         if without := [row for row, length in zip(places, lengths) if length == 0]:
             raise UserError(
-                f"the {part} data has documents of which the tokenizer makes no token ({named(without)}); drop them, or "
-                "name a tokenizer that begins every document with a token."
+                f"the {part} data has documents of which the tokenizer makes no token ({named(without)}); drop "
+                "them, or name a tokenizer that begins every document with a token."
             )
         encoded[part] = encoded[part].remove_columns("tokens_uncut")
         print(

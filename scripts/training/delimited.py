@@ -63,8 +63,8 @@ def _lines(file: Path, delimiter: str, quoting: int) -> Iterator[tuple[int, list
 
 def _tsv_quoting(file: Path) -> int:
     """
-    Whether quotes enclose the values of a tsv file, as pandas writes them, or are part of the text. They are part of it
-    where every line for itself is a whole row, and to read them as enclosing would fail or join rows.
+    Whether quotes enclose the values of a tsv file, as pandas writes them, or are part of the text. They are part of
+    it where every line for itself is a whole row, and to read them as enclosing would fail or join rows.
     """
     plain, quoted = _count(file, csv.QUOTE_NONE), _count(file, csv.QUOTE_MINIMAL)
     if plain == quoted or plain is None:

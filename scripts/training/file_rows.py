@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow
+from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 
 
 PIECE = 1 << 22  # characters
@@ -79,6 +81,11 @@ class FileRows:
 
     def __getitem__(self, name: str) -> Column:
         return self.columns[name]
+
+
+def to_dataset(columns: dict[str, Any]) -> Dataset:
+    """In memory. Its fingerprint is drawn: `datasets` would make a copy or two of all texts to compute one."""
+    return Dataset(pyarrow.table(columns), fingerprint=generate_random_fingerprint())
 
 
 def named(rows: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Named columns of a user's file, cell by cell as they stand there. No type is guessed: what looks like a number, a date, a
-truth value or a missing one (`007`, `1.50`, `None`, `NA`) is that text.
+Named columns of a user's file, cell by cell as they stand there. No type is guessed: what looks like a number, a date,
+a truth value or a missing one (`007`, `1.50`, `None`, `NA`) is that text.
 """
 
 import codecs
@@ -23,7 +23,8 @@ PIECE = 1 << 20  # bytes
 
 def read_file(path: str, columns: Iterable[str]) -> FileRows:
     """
-    Those of `columns` that a csv, tsv, json, jsonl or parquet file has; a txt file is one document in the column `text`.
+    Those of `columns` that a csv, tsv, json, jsonl or parquet file has; a txt file is one document in the column
+    `text`.
 
     Raises:
         UserError: the file is missing, empty, of another kind, not UTF-8 or malformed; names the place and the cure.

@@ -24,6 +24,8 @@ CHANGEABLE_FLAGS = {
     "do_eval",
     "do_predict",
     "max_eval_samples",
+    "max_predict_samples",
+    "id_column_name",
     "token",
     "cache_dir",
     "push_to_hub",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.errors import UserError
-from training.file_rows import FileRows
+from training.file_rows import Column, FileRows
 
 
 PIECE = 1 << 20  # characters
@@ -36,8 +36,19 @@ def read_json(file: Path, columns: list[str]) -> FileRows:
                 )
             names.update(dict.fromkeys(row))
             rows.append([_as_written(row.get(name)) for name in columns])
+    lengths = {_length(rows[name]) for name in columns if name in names}
+    if len(rows) == 1 and len(lengths) == 1 and min(lengths) > 1:
+        raise UserError(
+            f"{file} holds whole columns in one object; it needs an object for each row: "
+            '{"text": "...", "label": "..."}.'
+        )
     rows.column_names = list(names)
     return rows
+
+
+def _length(column: Column) -> int:
+    """Of the only cell of a column, if it is a list."""
+    return max(len(cell) if isinstance(cell, list) else 0 for cell in column)
 
 
 def _as_written(cell: Any) -> Any:

@@ -20,9 +20,9 @@ Label = str | list[str] | None  # a class, several classes, or an empty cell
 
 def class_names(cells: Iterable[Any], feature: Any, data: str) -> list[Label]:
     """
-    Each cell's class as its text without the space around it, a list of them where any cell is a list, or `None` where it
-    is empty. `feature` says how `datasets` describes the column: numbers of a `ClassLabel` become its names, -1 is empty.
-    Whole numbers held as 1.0 and 2.0, as pandas holds a column with empty cells, are 1 and 2.
+    Each cell's class as its text without the space around it, a list of them where any cell is a list, or `None` where
+    it is empty. `feature` says how `datasets` describes the column: numbers of a `ClassLabel` become its names, -1 is
+    empty. Whole numbers held as 1.0 and 2.0, as pandas holds a column with empty cells, are 1 and 2.
 
     Raises:
         UserError: a cell is no class; names the rows of `data`.
@@ -125,16 +125,16 @@ def number_targets(cells: Iterable[Any], feature: Any, data: str) -> list[float 
         targets.append(target)
     if wrong:
         raise UserError(
-            f"--do_regression needs numbers as labels, finite ones: {data} has {str(cells_of[wrong[0]])[:40]!r} in row "
-            f"{wrong[0]} ({named(wrong)}); correct or drop {'them' if len(wrong) > 1 else 'it'}."
+            f"--do_regression needs numbers as labels, finite ones: {data} has {str(cells_of[wrong[0]])[:40]!r} in "
+            f"row {wrong[0]} ({named(wrong)}); correct or drop {'them' if len(wrong) > 1 else 'it'}."
         )
     return targets
 
 
 def are_vectors(labels: Sequence[Label]) -> bool:
     """
-    Whether the lists are vectors with a 1 for each class that a row has: all of one length, two or more, of zeros and ones.
-    As lists of class numbers they would be of no use.
+    Whether the lists are vectors with a 1 for each class that a row has: all of one length, two or more, of zeros and
+    ones. As lists of class numbers they would be of no use.
     """
     lists = [label for label in labels if label is not None]
     lengths = {len(label) if isinstance(label, list) else 0 for label in lists}

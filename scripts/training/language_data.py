@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import UserError
-from training.file_rows import named
+from training.file_rows import named, to_dataset
 from training.files import read_file
 from training.flags import check_limits
 from training.shipped_data import load_address_splits
@@ -93,7 +93,7 @@ def load_documents(args: LanguageModelingDataArguments, hub_options: dict | None
         if empty:
             print(f"the {part} data: {len(empty)} of {len(texts)} texts are empty and left out ({named(empty)}).")
             texts = texts.filter(pyarrow.array(~np.isin(np.arange(len(texts)), empty)))
-        splits[part] = Dataset(pyarrow.table({"text": texts}))
+        splits[part] = to_dataset({"text": texts})
     extra = splits.pop("extra training", None)
     if "validation" not in splits:
         splits["train"], splits["validation"] = _hold_out(splits["train"], args)

@@ -16,8 +16,8 @@ from training.classification_data import Task
 
 def write_predictions(path: Path, task: Task, data: Dataset, logits: Tensor) -> None:
     """
-    A line for each row of `data`: its number in the file, its id and label where it has them, what is predicted, and for
-    each class its probability. Several labels of a row are written as a JSON list.
+    A line for each row of `data`: its number in the file, its id and label where it has them, what is predicted, and
+    for each class its probability. Several labels of a row are written as a JSON list.
     """
     known = [name for name in ("id", "label") if name in data.column_names]
     columns = {"index": data["row"]}
@@ -57,7 +57,7 @@ def _names(task: Task, indices: list[int]) -> str:
 
 
 def _lines(rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    """The writer quotes what is in its own end of line: with both signs, a `\\r` alone as well, which pandas asks for."""
+    """The writer quotes what is in its own end of line: with both signs also a `\\r` alone, as pandas needs it."""
     for cells in rows:
         line = io.StringIO(newline="")
         csv.writer(line, delimiter="\t", lineterminator="\r\n").writerow(cells)

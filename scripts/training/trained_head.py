@@ -22,8 +22,8 @@ def trained_head(model_args: ModelArguments, needed: bool) -> Head | None:
         if needed:
             kinds = ", ".join(config.architectures or ["no known kind"])
             raise UserError(
-                f"--model_name_or_path {name} is no trained classifier but {kinds}; train one first, with a --train_file "
-                "that names the classes."
+                f"--model_name_or_path {name} is no trained classifier but {kinds}; train one first, with a "
+                "--train_file that names the classes."
             )
         return None
     if config.num_labels == 1:

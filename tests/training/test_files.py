@@ -159,6 +159,7 @@ def test_a_document_longer_than_a_piece_or_pythons_limit(tmp_path):
         ("cut.json", '[{"text": "a"}', "a comma or the end of the array is missing behind row 0"),
         ("words.jsonl", '{"text": "a"}\n"words"\n', 'line 2: it needs an object .* got "words"'),
         ("numbers.json", "[1, 2]", "row 0, counted from 0: it needs an object"),
+        ("columns.json", '{"text": ["a", "b"], "label": [0, 1]}', "whole columns in one object"),
         ("no.parquet", "text", "cannot be read as parquet"),
     ],
 )
