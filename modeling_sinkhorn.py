@@ -288,6 +288,17 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
 
 
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            NotImplementedError: always. `generate_batch()` comes here too.
+        """
+        raise NotImplementedError(
+            "Continuous batching (`generate_batch`) is not supported: it keeps keys and values in pages of its own, "
+            "and sorting needs more than those. Give `generate()` a padded batch with its `attention_mask`."
+        )
+
+
 class SinkhornForMaskedLM(SinkhornPreTrainedModel):
     """The Sinkhorn Transformer with a language modelling head on every token."""
 
