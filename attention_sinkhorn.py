@@ -23,7 +23,7 @@ try:  # a folder on the Hub, or any package
     from .cached_attention_sinkhorn import attend_from_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout, Layout
-    from .maps_sinkhorn import local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
+    from .maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from .masks_sinkhorn import hard_sorted_mask, join_masks
     from .rotary_sinkhorn import apply_rotary
     from .sort_net_sinkhorn import SinkhornSortNet
@@ -34,7 +34,7 @@ except ImportError:  # flat modules, as installed
     from cached_attention_sinkhorn import attend_from_cache
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout, Layout
-    from maps_sinkhorn import local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
+    from maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from masks_sinkhorn import hard_sorted_mask, join_masks
     from rotary_sinkhorn import apply_rotary
     from sort_net_sinkhorn import SinkhornSortNet
@@ -160,10 +160,15 @@ class SinkhornFullAttention(SinkhornBaseAttention):
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         output, weights = self.attend(query, key, value, layout.mask, maps, is_causal=layout.is_causal)
+        if maps:
+            if layout.is_real is not None:
+                weights = weights.masked_fill(~layout.is_real[:, None, :, None], 0)
+            # Once more, from the map, which is then part of the graph: see `attend_by_map`.
+            value = value.repeat_interleave(self.num_key_value_groups, dim=1).to(weights.dtype)
+            output = (weights @ value).transpose(1, 2)
         output = self.o_proj(output.flatten(-2))
         if layout.is_real is not None:
             output = output.masked_fill(~layout.is_real.unsqueeze(-1), 0)
-            weights = None if weights is None else weights.masked_fill(~layout.is_real[:, None, :, None], 0)
         return output, weights, None
 
 
@@ -191,24 +196,35 @@ class SinkhornAttention(SinkhornBaseAttention):
             cache: stores the new tokens and returns those before them.
 
         Returns:
-            The output `(B, L, E)`, 0 at padding; the source-token map `(B, H, L, tokens with those in the cache)`, or
-            `None` where it was not asked for; the sort matrix `(B, G, N, N)`, from a cache the rows of the blocks that
+            The output `(B, L, E)`, 0 at padding; the source-token map `(B, H, L, tokens with those in the cache)`, from
+            which the output is computed then, or `None` where it was not asked for; the sort matrix `(B, G, N, N)`, from a cache the rows of the blocks that
             new tokens touch, or `None` in a layer that does not sort.
         """
         layout, maps = layout.blocks, self.returns_maps(kwargs)
         blocks = to_blocks(hidden_states, layout.grid)
         query, key, value = self.project(blocks)
         if cache is not None:
-            cache = cache.layers[self.layer_idx]
+            layer = cache.layers[self.layer_idx]
             output, attention_map, sort_matrix = attend_from_cache(
-                self, blocks, query, key, value, layout, cache, maps
+                self, blocks, query, key, value, layout, layer, maps
             )
         else:
+            layer = None
             sort_matrix = self.sort_net(blocks, layout) if self.sorts else None
             attend = self._attend_in_chunks if self._uses_block_attention(query) else self._attend_in_whole
             output, attention_map = attend(query, key, value, sort_matrix, layout, maps)
-        output = from_blocks(self.o_proj(output.flatten(-2)), layout.grid)
-        return output, map_of_tokens(attention_map, layout) if maps else None, sort_matrix
+        if not maps:
+            return from_blocks(self.o_proj(output.flatten(-2)), layout.grid), None, sort_matrix
+        if layer is not None:
+            value = layer.key_value_blocks()[1].permute(0, 2, 3, 1, 4).to(query.dtype)
+        attention_map = map_of_tokens(attention_map, layout)
+        output = attend_by_map(attention_map, value, layout.key_grid or layout.grid, self.num_key_value_groups)
+        if self.layer_type == "mixture_attention":
+            output = 2 * output  # its map is the mean of two, its output their sum
+        output = self.o_proj(output.flatten(-2))
+        if layout.grid.is_real is not None:
+            output = output.masked_fill(~layout.grid.is_real.unsqueeze(-1), 0)
+        return output, attention_map, sort_matrix
 
     # Whole rows -----------------------------------------------------------------------------------------------------
 

@@ -106,7 +106,8 @@ def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> No
         raise ValueError(
             f"The model has layers of its own kinds of cache, and {cache!r} is not made for them: make it with "
             "`DynamicCache(config=model.config)` or `StaticCache(config=model.config, max_cache_len=...)`, without "
-            "offloading."
+            "offloading. (Prefix tuning by PEFT fills a cache with keys and values of its own, which layers that sort "
+            "cannot use: it is not supported.)"
         )
     lengths = [int(layer.get_seq_length()) for layer in cache.layers]
     if len(set(lengths)) > 1:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 try:  # a folder on the Hub, or any package
     from .layout_sinkhorn import BlockLayout
     from .sorted_blocks_sinkhorn import SortedBlocks
-    from .sorting_sinkhorn import BlockGrid
+    from .sorting_sinkhorn import BlockGrid, from_blocks
 except ImportError:  # flat modules, as installed
     from layout_sinkhorn import BlockLayout
     from sorted_blocks_sinkhorn import SortedBlocks
-    from sorting_sinkhorn import BlockGrid
+    from sorting_sinkhorn import BlockGrid, from_blocks
 
 
 def source_shares(blocks: SortedBlocks, block_size: int, repeats: int) -> Tensor:
@@ -27,6 +27,7 @@ def source_shares(blocks: SortedBlocks, block_size: int, repeats: int) -> Tensor
     """
     if blocks.choice is not None:
         shares = nn.functional.one_hot(blocks.choice.index, blocks.matrix.shape[-1]).to(blocks.matrix.dtype)
+        shares = shares * blocks.choice.weight.unsqueeze(-1)  # 1, with a gradient
         shares = shares.unsqueeze(-1).expand(*shares.shape, block_size)
     else:
         shares = blocks.matrix.unsqueeze(-1).expand(*blocks.matrix.shape, block_size)
@@ -64,6 +65,24 @@ def local_map(weights: Tensor, offsets: range, layout: BlockLayout) -> Tensor:
     weights = weights.unflatten(-1, (len(offsets), -1))
     is_source = is_source.expand(weights.shape[0], -1, -1, -1).to(weights.dtype)
     return torch.einsum("bhiqot,bioj->bhiqjt", weights, is_source)
+
+
+def attend_by_map(attention_map: Tensor, value: Tensor, grid: BlockGrid, repeats: int) -> Tensor:
+    """
+    The output that a map stands for, computed from it, so that it is part of the graph of whatever follows: the
+    gradient of a loss with respect to a map is what attribution methods ask for.
+
+    Args:
+        attention_map: `(B, H, L, keys)`.
+        value: `(B, N, b, G, D)`, those of the keys, each of `repeats` query heads.
+        grid: of the keys.
+
+    Returns:
+        `(B, L, H, D)`, 0 at padding.
+    """
+    value = from_blocks(value.flatten(3), grid).unflatten(-1, value.shape[3:]).transpose(1, 2)
+    value = value.repeat_interleave(repeats, dim=1).to(attention_map.dtype)
+    return (attention_map @ value).transpose(1, 2)
 
 
 def map_of_tokens(grid_map: Tensor, layout: BlockLayout) -> Tensor:

@@ -112,7 +112,8 @@ class SinkhornModel(SinkhornPreTrainedModel):
             cache: in a decoder, the cache of the tokens before these; `use_cache=True` makes one and returns
                 it. Training does not make one.
             output_attentions (`bool`): with `attn_implementation="eager"`, adds per layer `attentions`,
-                `(B, H, L, L)`: the weight that each query gave to each source token, also through the sorting.
+                `(B, H, L, L)`: the weight that each query gave to each source token, also through the sorting. The
+                outputs are computed from them, so that gradients with respect to them exist.
             output_sort_matrices (`bool`): adds `sort_matrices`, `(B, G, N, N)` for each layer that sorts; with a cache
                 that is not empty, the rows of the blocks that the new tokens touch.
             is_causal (`bool`): refused where it is not what the configuration says.
@@ -285,6 +286,17 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         if attention_mask is None or max_length is None:
             return attention_mask
         return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
+
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Raises:
+            NotImplementedError: always. `generate_batch()` comes here too.
+        """
+        raise NotImplementedError(
+            "Continuous batching (`generate_batch`) is not supported: it keeps keys and values in pages of its own, "
+            "and sorting needs more than those. Give `generate()` a padded batch with its `attention_mask`."
+        )
 
 
 class SinkhornForMaskedLM(SinkhornPreTrainedModel):

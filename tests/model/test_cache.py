@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache, StaticCache
 
+from compatibility_sinkhorn import cache_of
 from helpers import assert_close, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
@@ -37,7 +38,7 @@ def in_chunks(model, ids, mask, sizes, cache):
             return torch.cat(logits, dim=1)
         end = min(start + size, ids.shape[1])
         seen = None if mask is None else mask[:, :end]
-        logits.append(model(ids[:, start:end], attention_mask=seen, past_key_values=cache, use_cache=True).logits)
+        logits.append(model(ids[:, start:end], attention_mask=seen, cache=cache, use_cache=True).logits)
         start = end
 
 
@@ -102,11 +103,11 @@ def test_positions_that_are_given():
         cache.activate_past_recording()
         logits = []
         for start, end in [(0, 6), (6, 7), (7, 8), (8, 9), (9, 18)]:
-            step = {"position_ids": positions[:, start:end], "past_key_values": cache}
+            step = {"position_ids": positions[:, start:end], "cache": cache}
             logits.append(model(ids[:, start:end], **step).logits)
         cache.crop(-8)  # to the middle of a block that opens again
         for start, end in [(10, 11), (11, 12), (12, 13), (13, 23)]:
-            step = {"position_ids": positions[:, start:end], "past_key_values": cache}
+            step = {"position_ids": positions[:, start:end], "cache": cache}
             actual = model(ids[:, start:end], **step).logits
             assert_close(actual, expected[:, start:end])
         assert_close(torch.cat(logits, 1), expected[:, :18])
@@ -121,7 +122,7 @@ def test_gradients_flow_through_the_cache(static):
         whole = model(inputs_embeds=embeds, use_cache=False).logits
         expected = torch.autograd.grad((whole * direction).sum(), [embeds, *model.parameters()])
         cache = make_cache(model, static)
-        parts = [model(inputs_embeds=part, past_key_values=cache).logits for part in embeds.split([6, 1, 1, 6], dim=1)]
+        parts = [model(inputs_embeds=part, cache=cache).logits for part in embeds.split([6, 1, 1, 6], dim=1)]
         actual = torch.autograd.grad((torch.cat(parts, 1) * direction).sum(), [embeds, *model.parameters()])
         for gradient, expected_gradient in zip(actual, expected):
             assert_close(gradient, expected_gradient, 1e-4)
@@ -135,14 +136,14 @@ def test_modes_may_change_between_prefill_and_steps():
         expected = model(ids, use_cache=False).logits
         cache = make_cache(model, False)
         with torch.inference_mode():
-            model(ids[:, :6], past_key_values=cache)
+            model(ids[:, :6], cache=cache)
         with torch.no_grad():
             assert_close(in_chunks(model, ids[:, 6:], None, [1], cache), expected[:, 6:])
 
         cache = make_cache(model, False)
-        loss = model(ids[:, :6], past_key_values=cache).logits.sum()
+        loss = model(ids[:, :6], cache=cache).logits.sum()
         with torch.no_grad():
-            model(ids[:, 6:7], past_key_values=cache)
+            model(ids[:, 6:7], cache=cache)
         loss.backward()
 
         model.requires_grad_(False)
@@ -151,11 +152,11 @@ def test_modes_may_change_between_prefill_and_steps():
         in_chunks(model, ids, None, [6, 1, 1, 3], cache).sum().backward()
 
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            cache = model(ids[:, :6], use_cache=True).past_key_values
+            cache = cache_of(model(ids[:, :6], use_cache=True))
         with torch.no_grad():
-            model(ids[:, 6:], past_key_values=cache)
+            model(ids[:, 6:], cache=cache)
             again = copy.deepcopy(cache)
-            assert torch.equal(model(ids, past_key_values=cache).logits, model(ids, past_key_values=again).logits)
+            assert torch.equal(model(ids, cache=cache).logits, model(ids, cache=again).logits)
 
 
 @torch.no_grad()
@@ -164,12 +165,12 @@ def test_a_classifier_goes_on_from_a_cache():
     mask[1, :4] = 0
     model = SinkhornForSequenceClassification(tiny_config(is_decoder=True)).eval()
     expected = model(ids, attention_mask=mask).logits
-    cache = model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True).past_key_values
-    assert_close(model(ids[:, 6:], attention_mask=mask, past_key_values=cache).logits, expected)
+    cache = cache_of(model(ids[:, :6], attention_mask=mask[:, :6], use_cache=True))
+    assert_close(model(ids[:, 6:], attention_mask=mask, cache=cache).logits, expected)
     model.config.classifier_pooling = "mean"
-    cache = model(ids[:, :6], use_cache=True).past_key_values
+    cache = cache_of(model(ids[:, :6], use_cache=True))
     with pytest.raises(ValueError, match="`classifier_pooling='mean'` reads all tokens.*'last'"):
-        model(ids[:, 6:], past_key_values=cache)
+        model(ids[:, 6:], cache=cache)
 
 
 @pytest.mark.slow  # a minute of compilation
@@ -181,10 +182,10 @@ def test_steps_on_a_static_cache_are_one_graph(overrides):
     ids = torch.randint(3, 50, (2, 23))
     expected = model(ids, use_cache=False).logits
     cache = make_cache(model, True)
-    logits = [model(ids[:, :6], past_key_values=cache).logits]
+    logits = [model(ids[:, :6], cache=cache).logits]
     counter = CompileCounterWithBackend("aot_eager")
     step = torch.compile(model, fullgraph=True, backend=counter)
-    logits += [step(ids[:, t : t + 1], past_key_values=cache).logits for t in range(6, 23)]
+    logits += [step(ids[:, t : t + 1], cache=cache).logits for t in range(6, 23)]
     assert_close(torch.cat(logits, dim=1), expected)
     assert counter.frame_count == 1
 
@@ -236,7 +237,7 @@ def test_any_schedule_equals_the_full_forward(
             for size in [number] if name == "read" else [1] * number:
                 new = torch.randint(3, 50, (len(ids), size), generator=generator)
                 ids = torch.cat((ids, new), dim=1)
-                actual = model(new, attention_mask=mask(), past_key_values=cache).logits
+                actual = model(new, attention_mask=mask(), cache=cache).logits
                 expected = model(ids, attention_mask=mask(), use_cache=False).logits[:, -size:]
                 real = mask()[:, -size:].bool()
                 if real.any():
@@ -273,7 +274,7 @@ def test_crop_reaches_as_far_as_inputs_are_kept():
         cache = make_cache(model, False)
         if recording:
             cache.activate_past_recording()
-        model(ids[:, :22], past_key_values=cache)
+        model(ids[:, :22], cache=cache)
         cache.crop(length - 22)
         return cache
 
@@ -289,11 +290,11 @@ def test_crop_reaches_as_far_as_inputs_are_kept():
         assert_close(actual, expected[:, length:])
     # A refused crop leaves the cache as it was.
     cache = make_cache(model, False)
-    model(ids[:, :22], past_key_values=cache)
+    model(ids[:, :22], cache=cache)
     with pytest.raises(RuntimeError):
         cache.crop(-9)
     assert cache.get_seq_length() == 22
-    assert_close(model(ids[:, 22:], past_key_values=cache).logits, expected[:, 22:])
+    assert_close(model(ids[:, 22:], cache=cache).logits, expected[:, 22:])
     with pytest.raises(ValueError, match="`crop` takes 0 or a negative number, got 3"):
         cache.crop(3)
 
@@ -307,15 +308,15 @@ def test_a_crop_that_is_refused_on_the_way_is_noticed():
         torch.manual_seed(0)
         model = SinkhornForCausalLM(config).eval()
         cache = make_cache(model, False)
-        model(ids[:, :22], past_key_values=cache)
+        model(ids[:, :22], cache=cache)
         with pytest.raises(RuntimeError, match="activate_past_recording"):
             cache.crop(-9)
         if refused:  # the library's layer had gone back already
             with pytest.raises(ValueError, match=r"hold \[13, 22\] tokens.*`reset\(\)`"):
-                model(ids[:, 22:], past_key_values=cache)
+                model(ids[:, 22:], cache=cache)
         else:
             expected = model(ids, use_cache=False).logits[:, 22:]
-            assert_close(model(ids[:, 22:], past_key_values=cache).logits, expected)
+            assert_close(model(ids[:, 22:], cache=cache).logits, expected)
 
 
 @torch.no_grad()
@@ -325,9 +326,9 @@ def test_padding_among_what_is_cropped():
     mask[0, 14:21] = 0
     expected = model(ids, attention_mask=mask, use_cache=False).logits
     cache = make_cache(model, False)
-    model(ids[:, :22], attention_mask=mask[:, :22], past_key_values=cache)
+    model(ids[:, :22], attention_mask=mask[:, :22], cache=cache)
     cache.crop(-8)  # one token and seven of padding: 14 are left, in the last block but one
-    actual = model(ids[:, 14:], attention_mask=mask, past_key_values=cache).logits
+    actual = model(ids[:, 14:], attention_mask=mask, cache=cache).logits
     assert_close(actual[:, 7:], expected[:, 21:])
 
 
@@ -337,7 +338,7 @@ def test_several_crops_add_up():
     ids = torch.randint(3, 50, (2, 30))
     cache = make_cache(model, False)
     cache.activate_past_recording()
-    model(ids[:, :25], past_key_values=cache)
+    model(ids[:, :25], cache=cache)
     cache.crop(-2)
     cache.crop(-5)
     cache.crop(0)
@@ -352,7 +353,7 @@ def test_reset_forgets_everything(static):
     model = make()
     ids = torch.randint(3, 50, (2, 20))
     cache = make_cache(model, static)
-    model(torch.randint(3, 50, (2, 11)), past_key_values=cache)
+    model(torch.randint(3, 50, (2, 11)), cache=cache)
     cache.reset()
     assert int(cache.get_seq_length()) == 0
     expected = model(ids, use_cache=False).logits
@@ -370,9 +371,9 @@ def test_a_step_that_opens_no_block_does_not_read_the_past():
         ids = torch.randint(3, 50, (1, 24))
         expected = model(ids, use_cache=False).logits
         cache = make_cache(model, False)
-        model(ids[:, :21], past_key_values=cache)
+        model(ids[:, :21], cache=cache)
         for layer in cache.layers:
-            layer.keys[:, :, :20], layer.values[:, :, :20] = float("nan"), float("nan")
+            layer.stored_keys[:, :, :20], layer.stored_values[:, :, :20] = float("nan"), float("nan")
         assert_close(in_chunks(model, ids[:, 21:], None, [1], cache), expected[:, 21:])
 
 
@@ -402,11 +403,11 @@ def test_a_step_makes_no_tensor_as_long_as_the_past(static):
         largest = []
         for length in (200, 800):
             cache = make_cache(model, static, length=900)
-            model(torch.randint(3, 50, (1, length)), past_key_values=cache)
+            model(torch.randint(3, 50, (1, length)), cache=cache)
             token = torch.randint(3, 50, (1, 1))
-            model(token, past_key_values=cache)  # opens a block
+            model(token, cache=cache)  # opens a block
             with NewTensors() as new:
-                model(token, past_key_values=cache)
+                model(token, cache=cache)
             largest.append(max(new.sizes))
         assert max(largest) < 800
 
@@ -415,13 +416,13 @@ def test_a_step_makes_no_tensor_as_long_as_the_past(static):
 def test_room_grows_by_shares_and_holds_what_the_library_expects():
     model = make()
     cache = make_cache(model, False)
-    model(torch.randint(3, 50, (2, 41)), past_key_values=cache)
-    keys, grown = cache.layers[0].keys, 0
+    model(torch.randint(3, 50, (2, 41)), cache=cache)
+    keys, grown = cache.layers[0].stored_keys, 0
     assert keys.shape[:2] == (2, 2) and keys.shape[2] % 4 == 0 and keys.shape[3] == 4
     for _ in range(120):
-        model(torch.randint(3, 50, (2, 1)), past_key_values=cache)
-        grown += cache.layers[0].keys is not keys
-        keys = cache.layers[0].keys
+        model(torch.randint(3, 50, (2, 1)), cache=cache)
+        grown += cache.layers[0].stored_keys is not keys
+        keys = cache.layers[0].stored_keys
     assert 1 <= grown <= 3
     assert cache.get_seq_length() == 161 and cache.get_max_length() == -1
     assert cache.get_mask_sizes(1, 0) == (162, 0)
@@ -431,30 +432,30 @@ def test_room_grows_by_shares_and_holds_what_the_library_expects():
 def test_bad_caches_are_refused_in_words():
     model = make()
     ids = torch.randint(3, 50, (1, 9))
-    cache = model(ids, use_cache=True).past_key_values
+    cache = cache_of(model(ids, use_cache=True))
     with pytest.raises(
         ValueError, match=r"`attention_mask` has shape \(1, 1\).*\(1, 10\).*the 9 in the cache included"
     ):
-        model(ids[:, :1], attention_mask=torch.ones(1, 1), past_key_values=cache)
+        model(ids[:, :1], attention_mask=torch.ones(1, 1), cache=cache)
     with pytest.raises(ValueError, match="room for 8 tokens, and 0 \\+ 9 are given.*`max_cache_len`"):
-        model(ids, past_key_values=make_cache(model, True, length=8))
+        model(ids, cache=make_cache(model, True, length=8))
     with pytest.raises(ValueError, match="7 tokens.*SortNet|17 blocks of 4 tokens.*outputs for 16"):
         limited = make(sort_net="linear")
         in_chunks(limited, torch.randint(3, 50, (1, 65)), None, [60, 1], make_cache(limited, False))
-    with pytest.raises(ValueError, match="`past_key_values` needs a decoder"):
-        SinkhornModel(tiny_config())(ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="`cache` needs a decoder"):
+        SinkhornModel(tiny_config())(ids, cache=cache)
     for other in (DynamicCache(), DynamicCache(config=make("full_attention").config)):
         with pytest.raises(ValueError, match=r"make it with `DynamicCache\(config=model.config\)`"):
-            model(ids, past_key_values=other)
+            model(ids, cache=other)
     with pytest.raises(ValueError, match=r"holds 1 rows, but 2 are given.*`batch_repeat_interleave`"):
-        model(ids.repeat(2, 1), past_key_values=cache)
+        model(ids.repeat(2, 1), cache=cache)
     for positions in (torch.arange(10)[None], torch.arange(1), torch.arange(2)[:, None]):
         with pytest.raises(ValueError, match=r"`position_ids` has shape .*\(1, 1\).*none for those in a cache"):
-            model(ids[:, :1], position_ids=positions, past_key_values=cache)
+            model(ids[:, :1], position_ids=positions, cache=cache)
     checkpointed = make().train()
     checkpointed.activation_checkpointing_enable()
     with pytest.raises(ValueError, match="under activation checkpointing.*activation_checkpointing_disable"):
-        checkpointed(ids[:, :1], past_key_values=cache)
+        checkpointed(ids[:, :1], cache=cache)
     with pytest.raises(TypeError, match="filled by the model's attention"):
         cache.layers[0].update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
 
@@ -468,34 +469,34 @@ def test_past_tokens_keep_their_mask(static):
     padded[0, :3] = 0
     for first, then in ((None, padded), (padded, None), (padded, torch.ones_like(padded))):
         cache = make_cache(model, static)
-        model(ids[:, :9], attention_mask=None if first is None else first[:, :9], past_key_values=cache)
+        model(ids[:, :9], attention_mask=None if first is None else first[:, :9], cache=cache)
         read, given = (9 if mask is None or mask.all() else 6 for mask in (first, then))
         with pytest.raises(ValueError, match=rf"\[{given}\] real tokens in the rows .* filled with \[{read}\]"):
-            model(ids[:, 9:], attention_mask=then, past_key_values=cache)
+            model(ids[:, 9:], attention_mask=then, cache=cache)
 
 
 @torch.no_grad()
 def test_rows_of_a_static_cache_are_counted():
     model = make()
     ids, cache = torch.randint(3, 50, (2, 9)), make_cache(model, True)
-    model(ids, past_key_values=cache)
+    model(ids, cache=cache)
     with pytest.raises(ValueError, match="holds 2 rows, but 3 are given"):
-        model(ids[:1].repeat(3, 1), past_key_values=cache)
+        model(ids[:1].repeat(3, 1), cache=cache)
 
 
 @torch.no_grad()
 def test_full_attention_alone_takes_the_librarys_cache():
     model = make("full_attention")
     ids, cache = torch.randint(3, 50, (2, 9)), DynamicCache()
-    model(ids[:, :5], past_key_values=cache)
+    model(ids[:, :5], cache=cache)
     expected = model(ids, use_cache=False).logits[:, 5:]
-    assert_close(model(ids[:, 5:], past_key_values=cache).logits, expected)
+    assert_close(model(ids[:, 5:], cache=cache).logits, expected)
 
 
 def test_training_and_encoders_make_no_cache():
     model = make()
     ids = torch.randint(3, 50, (1, 9))
-    assert model.train()(ids).past_key_values is None
+    assert cache_of(model.train()(ids)) is None
     model.eval()
-    assert model(ids).past_key_values.get_seq_length() == 9
-    assert model(ids, use_cache=False).past_key_values is None
+    assert cache_of(model(ids)).get_seq_length() == 9
+    assert cache_of(model(ids, use_cache=False)) is None

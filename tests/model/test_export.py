@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from compatibility_sinkhorn import CACHE_NAME, cache_of
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
@@ -140,9 +141,9 @@ def test_onnx_gives_the_cache_that_a_decoder_starts(model_class, to_onnx):
     run = to_onnx(model, *names)
     check_onnx(run, model, *names)
     inputs = inputs_of(5, 37, *names)
-    outputs, layer = run(**inputs), model(**inputs).past_key_values.layers[0]
-    for state in ("keys", "values", "columns", "sorted_key"):
-        assert_close(outputs[f"past_key_values.layers.0.{state}"], getattr(layer, state), 1e-4)
+    outputs, layer = run(**inputs), cache_of(model(**inputs)).layers[0]
+    for state in ("stored_keys", "stored_values", "columns", "sorted_key"):
+        assert_close(outputs[f"{CACHE_NAME}.layers.0.{state}"], getattr(layer, state), 1e-4)
 
 
 @pytest.mark.slow

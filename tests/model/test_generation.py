@@ -18,6 +18,7 @@ from transformers import (
 
 import sort_net_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
+from compatibility_sinkhorn import CACHE_NAME, cache_of
 from helpers import assert_close, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
@@ -228,7 +229,8 @@ def test_going_on_from_a_cache():
     model, ids = make(), prompt(2, 9)
     expected = model.generate(ids, max_new_tokens=20, do_sample=False)
     first = model.generate(ids, max_new_tokens=7, do_sample=False, return_dict_in_generate=True)
-    second = model.generate(first.sequences, past_key_values=first.past_key_values, max_new_tokens=13, do_sample=False)
+    settings = {CACHE_NAME: cache_of(first), "max_new_tokens": 13, "do_sample": False}
+    second = model.generate(first.sequences, **settings)
     assert torch.equal(second, expected)
 
 
@@ -239,7 +241,7 @@ def test_going_on_from_embeddings():
     assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=12, do_sample=False), expected)
     first = model.generate(inputs_embeds=embeds, max_new_tokens=5, do_sample=False, return_dict_in_generate=True)
     longer = torch.cat((embeds, model.get_input_embeddings()(first.sequences)), dim=1)
-    options = {"past_key_values": first.past_key_values, "max_new_tokens": 7, "do_sample": False}
+    options = {CACHE_NAME: cache_of(first), "max_new_tokens": 7, "do_sample": False}
     assert torch.equal(model.generate(inputs_embeds=longer, **options), expected[:, 5:])
 
 
@@ -251,10 +253,10 @@ def test_static_cache(overrides):
     expected = model.generate(ids, attention_mask=mask, max_new_tokens=14, do_sample=False)
     options = {"attention_mask": mask, "max_new_tokens": 14, "do_sample": False}
     outputs = model.generate(ids, cache_implementation="static", return_dict_in_generate=True, **options)
-    assert isinstance(outputs.past_key_values, StaticCache)
+    assert isinstance(cache_of(outputs), StaticCache)
     assert torch.equal(outputs.sequences, expected)
-    for layer in outputs.past_key_values.layers:
-        assert layer.keys.shape[2] <= 11 + 14 + 2 * model.config.block_size
+    for layer in cache_of(outputs).layers:
+        assert layer.stored_keys.shape[2] <= 11 + 14 + 2 * model.config.block_size
 
 
 def test_the_cache_is_ours_and_made_by_the_library():
@@ -297,7 +299,7 @@ def test_rows_of_the_sort_matrix_while_decoding():
     whole = model(ids, output_sort_matrices=True, use_cache=False).sort_matrices
     cache = DynamicCache(config=model.config)
     for start, end in ((0, 6), (6, 7), (7, 8), (8, 9), (9, 19)):
-        rows = model(ids[:, start:end], past_key_values=cache, output_sort_matrices=True).sort_matrices
+        rows = model(ids[:, start:end], cache=cache, output_sort_matrices=True).sort_matrices
         first, last = start // 4, (end - 1) // 4
         for actual, expected in zip(rows, whole):
             assert_close(actual[:, :, : last - first + 1], expected[:, :, first : last + 1, : last + 1])

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import DataCollatorWithFlattening, DynamicCache
 
+from compatibility_sinkhorn import cache_of
 from helpers import assert_close, layer_cases, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
@@ -115,7 +116,7 @@ def test_the_librarys_collator_gives_the_loss_of_the_documents():
     counts = torch.tensor([len(text) - 1 for text in texts], dtype=torch.float)
     losses = torch.stack([model(text[None], labels=text[None]).loss for text in texts if len(text) > 1])
     assert_close(packed, (losses * counts[counts > 0]).sum() / counts.sum())
-    assert model(**batch).past_key_values is None
+    assert cache_of(model(**batch)) is None
     model.train()(**batch).loss.backward()
 
 
@@ -126,11 +127,11 @@ def test_what_is_not_packed_stays_so():
     restart = torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5]])
     as_packed = model(ids, position_ids=restart).last_hidden_state
     masked = model(ids, attention_mask=torch.ones_like(ids), position_ids=restart).last_hidden_state
-    cached = model(ids, position_ids=restart, past_key_values=DynamicCache(config=model.config)).last_hidden_state
+    cached = model(ids, position_ids=restart, cache=DynamicCache(config=model.config)).last_hidden_state
     assert_close(masked, cached)
     assert (as_packed - masked).abs().max() > 1e-3
     one = model(ids, position_ids=torch.arange(9).unsqueeze(0) * 3)
-    assert one.past_key_values is not None
+    assert cache_of(one) is not None
 
 
 def test_what_cannot_be_packed_says_so():
