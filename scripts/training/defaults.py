@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
+from training.progress import no_bars
+
 
 @dataclass
 class SmallModelTrainingArguments(TrainingArguments):
@@ -19,6 +21,9 @@ class SmallModelTrainingArguments(TrainingArguments):
     report_to: str = field(default="none", metadata={"help": "Trackers."})
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; by default where a GPU is."}
+    )
+    disable_tqdm: bool | None = field(
+        default_factory=no_bars, metadata={"help": "No bar of steps; by default where nobody looks on, as in a file."}
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Write into a folder that is not empty."})
     results_file: str | None = field(default=None, metadata={"help": "Write run.json here as well."})
