@@ -42,7 +42,7 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
 )
-from training.progress import Announcements, quiet_libraries
+from training.progress import Announcements, quiet_libraries, without_load_report
 from training.resuming import TrainingTimer, find_checkpoint, train_and_save
 from training.small_data import ModelOfOwnDataArguments, choose_passes, choose_start
 
@@ -114,11 +114,13 @@ def main() -> None:
     check_training(training_args, METRIC_NAMES[task.problem_type])
     training_args.choose_best_by(metric_name, given)
     loss = make_loss(task, training_args)
+    starts_from_ours = False
     if training_args.do_train and (data_args.train_file or data_args.dataset_name):
-        choose_start(model_args, given, task.splits["train"]["text"], checkpoint)
+        starts_from_ours = choose_start(model_args, given, task.splits["train"]["text"], checkpoint)
         choose_passes(training_args, given, len(task.splits["train"]))
     tokenizer = load_tokenizer(model_args, task.splits["train"]["text"], checkpoint)
-    model = load_model(model_args, task, tokenizer)
+    with without_load_report(unless=not starts_from_ours):
+        model = load_model(model_args, task, tokenizer)
     make_paddable(tokenizer, model.config)
     encoded = encode(task.splits, tokenizer, model.config, data_args)
 

@@ -31,11 +31,10 @@ PERIODS = (
 )
 PASSAGE_WORDS = 300
 CONDITIONS = {
-    "defaults": "",
-    "as before: from scratch, 4 passes": "--from_scratch --num_train_epochs 4",
+    "from scratch, 4 passes": "--from_scratch --num_train_epochs 4",  # the defaults of version 0.1
+    "by default": "",
     "from scratch": "--from_scratch",
     "balanced class weights": "--class_weights balanced",
-    "cut to 1,024 tokens": "--max_seq_length 1024",
 }
 
 

@@ -33,9 +33,21 @@ def bars_where_long(num_documents: int) -> Iterator[None]:
         datasets.disable_progress_bars()
 
 
-def no_bars() -> bool | None:
-    """Default of `--disable_tqdm`: a bar for people who look on, and lines for a file."""
-    return None if sys.stderr.isatty() else True
+def someone_looks_on() -> bool:
+    """A bar of steps is for people; a file gets lines."""
+    return sys.stderr.isatty()
+
+
+@contextmanager
+def without_load_report(unless: bool = False) -> Iterator[None]:
+    """The library tells at length that a new head is new."""
+    before = transformers.logging.get_verbosity()
+    if not unless:
+        transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
 
 
 def readable_time(seconds: float) -> str:
