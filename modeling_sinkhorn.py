@@ -287,7 +287,6 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
             return attention_mask
         return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
 
-
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """
         Raises:

@@ -29,11 +29,15 @@ from transformers import (
 )
 from transformers.trainer_utils import IntervalStrategy
 
+from common.errors import UserError
+from training.checks import check_training, make_paddable
+from training.class_report import scores_by_class
 from training.classification_data import Task
 from training.classification_inputs import DataTrainingArguments, encode, load_task
-from training.classification_scores import make_metrics, predict, report
+from training.classification_scores import METRIC_NAMES, make_metrics, predict, report
 from training.defaults import SmallModelTrainingArguments
 from training.flags import parse
+from training.losses import balanced_weights, classification_loss
 from training.model_choice import (
     ModelArguments,
     dataset_options,
@@ -41,7 +45,9 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
 )
+from training.progress import Announcements, quiet_libraries, without_load_report
 from training.resuming import TrainingTimer, find_checkpoint, train_and_save
+from training.small_data import ModelOfOwnDataArguments, choose_passes, choose_start
 from training.trained_head import check_parts, trained_head
 
 
@@ -70,8 +76,13 @@ class ClassificationTrainingArguments(SmallModelTrainingArguments):
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after this many validations without a better one."}
     )
+    class_weights: str = field(
+        default="none", metadata={"help": "balanced: documents of a rare class count for more; none: all the same."}
+    )
 
     def __post_init__(self) -> None:
+        if self.class_weights not in ("none", "balanced"):
+            raise UserError(f"--class_weights must be none or balanced, got {self.class_weights}.")
         metric = self.metric_for_best_model
         super().__post_init__()  # sets the loss if no metric is given
         self.metric_for_best_model = metric
@@ -85,8 +96,9 @@ class ClassificationTrainingArguments(SmallModelTrainingArguments):
 
 def main() -> None:
     model_args, data_args, training_args, given = parse(
-        ModelArguments, DataTrainingArguments, ClassificationTrainingArguments
+        ModelOfOwnDataArguments, DataTrainingArguments, ClassificationTrainingArguments
     )
+    quiet_libraries()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     set_seed(training_args.seed)
@@ -111,17 +123,31 @@ def main() -> None:
             if part == "test":  # the predictions stand in the order of the file
                 drawn = drawn.select(sorted(range(len(drawn)), key=drawn["row"][:].__getitem__))
             task.splits[part] = drawn
-    texts = task.splits["train"]["text"] if "train" in task.splits else []  # without them, the model has a tokenizer
-    tokenizer = load_tokenizer(model_args, texts, checkpoint)
-    model = load_model(model_args, task, tokenizer)
-    encoded = encode(task.splits, tokenizer, model.config, data_args)
-
     metric_name, compute_metrics = make_metrics(task)
+    check_training(training_args, METRIC_NAMES[task.problem_type])
     training_args.choose_best_by(metric_name, given)
+    loss = make_loss(task, training_args)
+    texts = task.splits["train"]["text"] if "train" in task.splits else []  # without them, the model has a tokenizer
+    starts_from_ours = False
+    if training_args.do_train and (data_args.train_file or data_args.dataset_name):
+        starts_from_ours = choose_start(model_args, given, texts, checkpoint)
+        choose_passes(training_args, given, len(task.splits["train"]))
+    tokenizer = load_tokenizer(model_args, texts, checkpoint)
+    with without_load_report(unless=not starts_from_ours):
+        model = load_model(model_args, task, tokenizer)
+    make_paddable(tokenizer, model.config)
+    encoded = encode(task.splits, tokenizer, model.config, data_args)
     if "validation" not in encoded:
         training_args.eval_strategy, training_args.do_eval = IntervalStrategy.NO, False
+
+    evaluated = {}  # the last evaluation's predictions and labels, for the report by class
+
+    def compute(prediction) -> dict[str, float]:
+        evaluated["last"] = prediction
+        return compute_metrics(prediction)
+
     timer = TrainingTimer()
-    callbacks = [timer]
+    callbacks = [timer, Announcements()]
     if training_args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
         training_args.restore_callback_states_from_checkpoint = True  # the patience that was used up
@@ -132,19 +158,24 @@ def main() -> None:
         eval_dataset=encoded.get("validation"),
         processing_class=tokenizer,
         data_collator=DataCollatorWithPadding(tokenizer),
-        compute_metrics=compute_metrics,
+        compute_loss_func=loss,
+        compute_metrics=compute,
         callbacks=callbacks,
     )
     if training_args.do_train:
         train_and_save(trainer, given, checkpoint)
-    metrics = {}
+    metrics, by_class = {}, {}
     if training_args.do_eval:
         metrics["validation"] = trainer.evaluate()
+        by_class["validation"] = by_class_scores(task, evaluated.pop("last", None))
         trainer.save_metrics("eval", metrics["validation"])
     if training_args.do_predict and "test" in encoded:
+        evaluated.clear()
         metrics["test"] = predict(trainer, encoded["test"], task)
+        by_class["test"] = by_class_scores(task, evaluated.pop("last", None))
     if trainer.is_world_process_zero():
-        report(trainer, task, data_args, metrics, timer.earlier + time.time() - started)
+        seconds = timer.earlier + time.time() - started
+        report(trainer, task, data_args, metrics, seconds, by_class, model_args.model_name_or_path)
     if training_args.push_to_hub:
         trainer.push_to_hub()
 
@@ -160,6 +191,37 @@ def load_model(model_args: ModelArguments, task: Task, tokenizer):
         labels = {"num_labels": 1}
     config = load_config(model_args, tokenizer, SMALL_MODEL, problem_type=task.problem_type, **labels)
     return load_weights(model_args, AutoModelForSequenceClassification, config)
+
+
+def make_loss(task: Task, args: ClassificationTrainingArguments):
+    """
+    The loss that the flags ask for; `None`: the model's own, or the library's with label smoothing.
+
+    Raises:
+        UserError: they ask for what the task has not.
+    """
+    if task.problem_type != "single_label_classification":
+        kind = "a regression" if task.problem_type == "regression" else "several labels a document"
+        if args.label_smoothing_factor:
+            raise UserError(f"--label_smoothing_factor is for one class a document; this task is {kind}.")
+        if args.class_weights != "none":
+            raise UserError(f"--class_weights is for one class a document; this task is {kind}.")
+    weights = None
+    if args.class_weights == "balanced":
+        weights = balanced_weights(task.splits["train"]["label"], len(task.label_names))
+        told = ", ".join(f"{name} {weight:.2g}" for name, weight in zip(task.label_names[:20], weights))
+        print(f"Weights of the classes: {told}{', ...' if len(weights) > 20 else ''}")
+    return classification_loss(weights, args.label_smoothing_factor)
+
+
+def by_class_scores(task: Task, prediction) -> dict | None:
+    """Precision, recall and confusions of an evaluation; `None` for a regression, or where nothing was evaluated."""
+    if prediction is None or task.label_names is None:
+        return None
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    one_class = task.problem_type == "single_label_classification"
+    predicted = logits.argmax(-1) if one_class else (logits > 0).astype(int)
+    return scores_by_class(prediction.label_ids.astype(int), predicted, task.label_names)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from transformers import (
 
 from common.errors import UserError
 from training.language_modeling import SMALL_MODEL, Objective, PadWithLabels, causal_scores, count_tokens, main
+from training.losses import causal_loss
 from training.model_choice import longest_input
 
 
@@ -82,6 +83,7 @@ OBJECTIVE = Objective(
     evaluation_collator=PadWithLabels,
     count=count,
     scores=causal_scores,
+    loss=causal_loss,
     sample=sample,
 )
 

@@ -23,6 +23,7 @@ from transformers import (
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.errors import UserError
+from training.model_choice import check_folders
 
 
 @dataclass
@@ -86,9 +87,16 @@ def settings(args: GenerationArguments, model: PreTrainedModel) -> dict[str, flo
 def main() -> None:
     (args,) = HfArgumentParser(GenerationArguments).parse_args_into_dataclasses()
     text = read_prompt(args)
+    check_folders(args)
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
-    config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
+        config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
+            f"by this name. {str(error).strip().splitlines()[0]}"
+        ) from None
     if config.model_type == "sinkhorn" and not config.is_decoder:
         raise UserError(
             f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "

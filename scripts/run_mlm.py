@@ -18,6 +18,7 @@ from datasets import Dataset
 from transformers import AutoModelForMaskedLM, DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from common.errors import UserError
+from training.checks import make_paddable
 from training.language_modeling import SMALL_MODEL, Objective, PadWithLabels, count_tokens, main
 
 
@@ -39,6 +40,7 @@ class MaskingArguments:
 def masking(tokenizer: PreTrainedTokenizerBase, probability: float, seed: int | None = None):
     if tokenizer.mask_token is None:
         raise UserError("the tokenizer has no mask token: name one that has one with --tokenizer_name.")
+    make_paddable(tokenizer)
     return DataCollatorForLanguageModeling(tokenizer, mlm_probability=probability, seed=seed)
 
 

@@ -14,6 +14,7 @@ from training.flags import check_limits
 from training.model_choice import (
     longest_input,
 )
+from training.progress import bars_where_long
 from training.shipped_data import load_passages
 
 
@@ -116,13 +117,14 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
 
     encoded = DatasetDict()
     for part, rows in splits.items():
-        encoded[part] = rows.map(
-            tokenise,
-            batched=True,
-            num_proc=data_args.preprocessing_num_workers,
-            remove_columns=[name for name in rows.column_names if name != "label"],
-            desc="Tokenising",
-        )
+        with bars_where_long(len(rows)):
+            encoded[part] = rows.map(
+                tokenise,
+                batched=True,
+                num_proc=data_args.preprocessing_num_workers,
+                remove_columns=[name for name in rows.column_names if name != "label"],
+                desc="Tokenising",
+            )
         if "label" in rows.column_names:
             encoded[part] = encoded[part].rename_column("label", "labels")
         lengths = list(encoded[part]["tokens_uncut"])

@@ -13,11 +13,19 @@ from transformers import Trainer, TrainingArguments
 
 from common.run_record import command, provenance, write_run
 from training.baselines import baseline_scores
+from training.class_report import report_lines
 from training.classification_data import Task
+from training.model_choice import recorded_name
 from training.predictions import write_predictions
+from training.small_data import advice
 
 
 METRICS = Path(__file__).resolve().parents[2] / "metrics"
+METRIC_NAMES = {
+    "single_label_classification": ("accuracy", "macro_f1"),
+    "multi_label_classification": ("micro_f1", "macro_f1"),
+    "regression": ("mse", "mae"),
+}
 
 
 def make_metrics(task: Task):
@@ -44,8 +52,7 @@ def make_metrics(task: Task):
             "macro_f1": f1.compute(predictions=predicted, references=labels, average="macro")["f1"],
         }
 
-    names = {"regression": "mse", "multi_label_classification": "micro_f1"}
-    return names.get(task.problem_type, "accuracy"), compute
+    return METRIC_NAMES[task.problem_type][0], compute
 
 
 def predict(trainer: Trainer, data: Dataset, task: Task) -> dict[str, float]:
@@ -87,7 +94,15 @@ def _documents_in_order(training_args: TrainingArguments) -> Iterator[None]:
         training_args.train_sampling_strategy = strategy
 
 
-def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], seconds: float) -> None:
+def report(
+    trainer: Trainer,
+    task: Task,
+    data_args,
+    metrics: dict[str, dict],
+    seconds: float,
+    by_class: dict[str, dict | None],
+    base_model: str | None,
+) -> None:
     """
     Writes `run.json`, and prints the model next to the baselines on the test documents, or on validation if the test
     has no labels. Only one process calls it: nothing here may wait for the others.
@@ -109,6 +124,8 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
         **provenance(),
         "command": command(),
         "config": trainer.model.config.to_dict(),
+        "base_model": recorded_name(base_model),
+        "by_class": {name: found for name, found in by_class.items() if found},
         "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
         | {name: len(rows) for name, rows in task.splits.items()},
         "part": part,
@@ -129,6 +146,11 @@ def report(trainer: Trainer, task: Task, data_args, metrics: dict[str, dict], se
                 f"{row[name]:{max(8, len(name))}.4f}" if name in row else " " * max(8, len(name)) for name in columns
             )
             print(f"| {label:{width}} | " + " | ".join(cells) + " |")
+        if told := advice(scores, base_model is None, trainer.args):
+            print(f"\n{told}")
+    if by_class.get(part):
+        print(f"\nBy class, on the {len(task.splits[part])} {part} documents:")
+        print("\n".join(report_lines(by_class[part])))
     if "test" in metrics:
         print(f"\nThe predictions for the test documents are in {trainer.args.output_dir}/predict_results.tsv")
     model = trainer.args.output_dir if trainer.args.do_train else trainer.model.name_or_path

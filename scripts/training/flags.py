@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import TrainingArguments
 
 from common.errors import UserError
 from common.run_record import write_json
+from training.help_text import FlagParser
 
 
 # Flags that do not change what is trained: a run may resume with other values.
@@ -36,6 +37,8 @@ CHANGEABLE_FLAGS = {
     "preprocessing_num_workers",
     "dataloader_num_workers",
 }
+# One flag under two names: each script takes both.
+OTHER_NAMES = {"text_column_name": "text_column_names", "text_column_names": "text_column_name"}
 
 
 def parse(*argument_classes: type) -> tuple[Any, ...]:
@@ -46,12 +49,13 @@ def parse(*argument_classes: type) -> tuple[Any, ...]:
     Raises:
         UserError: the JSON file cannot be read, a flag is not known, or a value is refused.
     """
-    parser, given = HfArgumentParser(argument_classes), given_flags(sys.argv[1:])
+    parser, given = FlagParser(argument_classes), _under_known_names(given_flags(sys.argv[1:]), argument_classes)
     try:
         if len(sys.argv) == 2 and sys.argv[1].endswith(".json"):
-            parsed = parser.parse_json_file(sys.argv[1])
+            parsed = parser.parse_dict(given)
         else:
-            *parsed, unknown = parser.parse_args_into_dataclasses(return_remaining_strings=True)
+            arguments = _under_known_names(sys.argv[1:], argument_classes)
+            *parsed, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
             if unknown:
                 raise UserError(f"not understood: {' '.join(unknown)}.{_did_you_mean(unknown, argument_classes)}")
     except ValueError as error:
@@ -61,6 +65,21 @@ def parse(*argument_classes: type) -> tuple[Any, ...]:
     if not given.keys() & {"do_train", "do_eval", "do_predict"}:
         training_args.do_train = training_args.do_eval = training_args.do_predict = True
     return (*parsed, given)
+
+
+def _under_known_names(given: Any, argument_classes: tuple[type, ...]) -> Any:
+    """Flags by name, or a command line, with the name of `OTHER_NAMES` that the classes have."""
+    fields = {field.name for kind in argument_classes for field in dataclasses.fields(kind)}
+    names = {name: other for name, other in OTHER_NAMES.items() if name not in fields and other in fields}
+    if isinstance(given, dict):
+        return {names.get(name, name): value for name, value in given.items()}
+
+    def renamed(argument: str) -> str:
+        name, separator, value = argument.partition("=")
+        known = names.get(name[2:].replace("-", "_")) if name.startswith("--") else None
+        return f"--{known}{separator}{value}" if known else argument
+
+    return [renamed(argument) for argument in given]
 
 
 def given_flags(arguments: list[str]) -> dict[str, Any]:

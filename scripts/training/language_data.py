@@ -14,6 +14,7 @@ from common.errors import UserError
 from training.file_rows import named, to_dataset
 from training.files import read_file
 from training.flags import check_limits
+from training.progress import bars_where_long
 from training.shipped_data import load_address_splits
 from training.texts import check_columns, empty_rows, join_texts
 
@@ -144,7 +145,8 @@ def to_chunks(
         return {"input_ids": [tokens[start : start + chunk_length] for start in starts]}
 
     workers = args.preprocessing_num_workers
-    tokens = documents.map(tokenise, batched=True, num_proc=workers, remove_columns=["text"], desc="Tokenising")
+    with bars_where_long(sum(len(rows) for rows in documents.values())):
+        tokens = documents.map(tokenise, batched=True, num_proc=workers, remove_columns=["text"], desc="Tokenising")
     chunks, rates = {}, {}
     for part, rows in tokens.items():
         lengths = [len(ids) for ids in rows["input_ids"]]

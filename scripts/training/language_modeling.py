@@ -24,6 +24,7 @@ from transformers import (
 
 from common.errors import UserError
 from common.run_record import COMMIT, command, provenance, write_json, write_run
+from training.checks import check_training
 from training.defaults import SmallModelTrainingArguments
 from training.flags import parse, training_flags
 from training.language_data import LanguageModelingDataArguments, load_documents, to_chunks
@@ -35,6 +36,7 @@ from training.model_choice import (
     load_weights,
     longest_input,
 )
+from training.progress import Announcements, quiet_libraries
 from training.resuming import TrainingTimer, find_checkpoint, is_resuming, resumes_from_last_checkpoint, train_and_save
 
 
@@ -68,6 +70,7 @@ class Objective:
     evaluation_collator: Callable  # tokenizer -> collator
     count: Callable[[Tensor, Tensor], Tensor]  # (logits, labels) -> (B, 3): summed loss, predictions, hits per row
     scores: Callable[[float, float, float], dict[str, float]]  # (mean loss, accuracy, tokens per byte) -> scores
+    loss: Callable[[float], Callable | None] = lambda smoothing: None  # label smoothing -> loss; None: the library's
     sample: Callable[..., dict[str, str]] | None = None  # (model, tokenizer, held-out rows) -> a prompt and its text
 
 
@@ -108,10 +111,11 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
     model_args, data_args, training_args, *extra, given = parse(
         ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments
     )
+    quiet_libraries()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    checkpoint = find_checkpoint(
-        training_args, training_args.overwrite_output_dir
-    )  # raises before anything is written
+    check_training(training_args, objective.scores(1.0, 1.0, 1.0))
+    # Both raise before anything is written.
+    checkpoint = find_checkpoint(training_args, training_args.overwrite_output_dir)
     if training_args.compare_with:
         check_comparison(model_args, training_args)
     documents = load_documents(data_args, dataset_options(model_args))
@@ -229,7 +233,8 @@ def train_and_evaluate(
         eval_dataset=objective.prepare_evaluation(chunks["validation"], tokenizer),
         processing_class=tokenizer,
         data_collator=_CollatorByMode(collator, objective.evaluation_collator(tokenizer)),
-        callbacks=[timer],
+        callbacks=[timer, Announcements()],
+        compute_loss_func=objective.loss(args.label_smoothing_factor),
         preprocess_logits_for_metrics=lambda logits, labels: objective.count(
             logits[0] if isinstance(logits, tuple) else logits, labels
         ),

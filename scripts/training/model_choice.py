@@ -77,7 +77,7 @@ def load_tokenizer(
     if checkpoint is not None and (Path(checkpoint) / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(checkpoint)
     print(f"Training a byte-level BPE tokenizer of {model_args.train_tokenizer_vocab_size} entries ...")
-    return train_tokenizer(texts, model_args.train_tokenizer_vocab_size)
+    return train_tokenizer(texts, model_args.train_tokenizer_vocab_size, show_progress=False)
 
 
 def load_config(
@@ -114,13 +114,24 @@ def load_config(
         raise UserError(f"the model's configuration is invalid: {' '.join(str(error).split())}") from None
 
 
-def check_folders(model_args: ModelArguments) -> None:
+def recorded_name(name: str | None) -> str | None:
+    """The name of a model for the record of a run: of a folder, the last part, since the rest is of this machine."""
+    if name is None or not Path(name).expanduser().exists():
+        return name
+    return Path(name).expanduser().resolve().name
+
+
+def check_folders(model_args: Any) -> None:
     """Refuses a missing local folder before asking the Hub for it. `a/b` may be either."""
     for flag in ("model_name_or_path", "config_name", "tokenizer_name"):
-        name = getattr(model_args, flag)
+        name = getattr(model_args, flag, None)
         if name is None or Path(name).expanduser().exists():
             continue
-        if name.startswith((".", "/", "~")) or name.count("/") > 1 or ("/" in name and Path(name).parent.is_dir()):
+        if (
+            name.startswith((".", "/", "~", "runs/", "checkpoints/"))
+            or name.count("/") > 1
+            or ("/" in name and Path(name).parent.is_dir())
+        ):
             raise UserError(f"--{flag}: there is no folder {name}.")
 
 
