@@ -207,7 +207,7 @@ def make_loss(task: Task, args: ClassificationTrainingArguments):
         if args.class_weights != "none":
             raise UserError(f"--class_weights is for one class a document; this task is {kind}.")
     weights = None
-    if args.class_weights == "balanced":
+    if args.class_weights == "balanced" and "train" in task.splits:
         weights = balanced_weights(task.splits["train"]["label"], len(task.label_names))
         told = ", ".join(f"{name} {weight:.2g}" for name, weight in zip(task.label_names[:20], weights))
         print(f"Weights of the classes: {told}{', ...' if len(weights) > 20 else ''}")
