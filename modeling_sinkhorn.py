@@ -287,7 +287,6 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
             return attention_mask
         return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
 
-
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """
         Raises:
@@ -391,7 +390,9 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
                     f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not "
                     "here: give the whole document, or use a model with `classifier_pooling='last'`."
                 )
-            attention_mask = None if attention_mask is None else attention_mask[:, : cache.get_seq_length()][:, -num_tokens:]
+            attention_mask = (
+                None if attention_mask is None else attention_mask[:, : cache.get_seq_length()][:, -num_tokens:]
+            )
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.score(self.dropout(pooled))
         loss = None
