@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, StaticCache
+from transformers import CompileConfig, DynamicCache, StaticCache
 
 from compatibility_sinkhorn import cache_of
 from helpers import assert_close, padding_masks, tiny_config
@@ -188,6 +188,71 @@ def test_steps_on_a_static_cache_are_one_graph(overrides):
     logits += [step(ids[:, t : t + 1], cache=cache).logits for t in range(6, 23)]
     assert_close(torch.cat(logits, dim=1), expected)
     assert counter.frame_count == 1
+
+
+@pytest.mark.slow  # two minutes of compilation
+@pytest.mark.parametrize("layer_type", ["sinkhorn_attention", "full_attention"])
+def test_generating_padded_rows_from_a_static_cache_is_one_graph(layer_type):
+    """Also where shapes may not vary: the mask has the length of the cache, as the library's masks have."""
+    model = make(layer_type)
+    ids, mask = torch.randint(3, 50, (2, 13)), padding_masks(13)[:2]
+    options = {"attention_mask": mask, "max_new_tokens": 9, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(ids, **options)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **options), expected)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    model._valid_auto_compile_criteria = lambda *args, **kwargs: True  # otherwise on accelerators alone
+    config = CompileConfig(backend=backend, fullgraph=True, dynamic=False, mode=None)
+    compiled = model.generate(ids, cache_implementation="static", compile_config=config, **options)
+    assert torch.equal(compiled, expected)
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("layer_type", CAUSAL_LAYERS)
+@torch.no_grad()
+def test_a_mask_may_have_the_length_of_a_static_cache(layer_type):
+    model = make(layer_type)
+    ids, mask = torch.randint(3, 50, (5, 23)), padding_masks(23)
+    expected = model(ids, attention_mask=mask, use_cache=False).logits
+    longer = torch.nn.functional.pad(mask, (0, 9), value=1)  # what stands past the tokens says nothing
+    cache, logits = make_cache(model, True, length=32), []
+    for start, end in ((0, 9), (9, 10), (10, 11), (11, 23)):
+        logits.append(model(ids[:, start:end], attention_mask=longer, cache=cache).logits)
+    assert_close(torch.cat(logits, dim=1)[mask.bool()], expected[mask.bool()])
+    with pytest.raises(ValueError, match="`attention_mask` has shape"):
+        model(ids[:, :1], attention_mask=longer[:, :31], cache=cache)
+
+
+@pytest.mark.parametrize("layer_type", CAUSAL_LAYERS)
+@torch.no_grad()
+def test_keys_and_values_show_the_tokens_that_are_there(layer_type):
+    model = make(layer_type)
+    ids, cache = torch.randint(3, 50, (2, 23)), make_cache(model, False)
+    for layer in cache.layers:
+        assert layer.keys is None and layer.values is None
+    for start, end in ((0, 6), (6, 7), (7, 23)):
+        model(ids[:, start:end], cache=cache)
+        for layer in cache.layers:
+            assert layer.keys.shape == layer.values.shape == (2, 2, end, 4)
+            assert layer.keys.abs().sum(-1).min() > 0 and layer.values.abs().sum(-1).min() > 0
+    cache.crop(-2)
+    assert cache.layers[0].keys.shape[2] == 21
+    static = make_cache(model, True, length=30)
+    model(ids, cache=static)
+    assert static.layers[0].keys.shape == (2, 2, 30, 4)  # as the library's static layers
+    if layer_type != "full_attention":
+        mask = torch.ones_like(ids)
+        mask[:, :5] = 0
+        padded = make_cache(model, False)
+        model(ids, attention_mask=mask, cache=padded)
+        assert padded.layers[0].values.shape[2] == 18  # of the longest row; padding is not stored
+        with pytest.raises(AttributeError, match="cannot be set"):
+            padded.layers[0].keys = torch.zeros(1)
 
 
 # Random schedules ----------------------------------------------------------------------------------------------------

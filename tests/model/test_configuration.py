@@ -1,8 +1,13 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """`SinkhornConfig`: defaults, round trips, and every refusal in words."""
 
+import copy
+import json
+import pickle
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel
@@ -22,6 +27,41 @@ def test_round_trip(tmp_path):
     config = SinkhornConfig(num_hidden_layers=2, layer_types=["local_attention", "sortcut_attention"], block_size=7)
     config.save_pretrained(tmp_path)
     assert SinkhornConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_layer_types_have_a_name_of_ours_in_files_and_both_are_read(tmp_path):
+    types = ["local_attention", "sortcut_attention"]
+    config = SinkhornConfig(num_hidden_layers=2, layer_types=types)
+    fields, written = config.to_dict(), json.loads(config.to_json_string())
+    for saved in (fields, written, json.loads(config.to_json_string(use_diff=False))):
+        assert saved["attention_types"] == types and "layer_types" not in saved
+    assert config.layer_types == config.attention_types == types
+    config.save_pretrained(tmp_path)
+    old = {key: value for key, value in fields.items() if key != "attention_types"} | {"layer_types": types}
+    for other in (
+        SinkhornConfig(**fields),
+        SinkhornConfig(**written),
+        SinkhornConfig(**old),
+        SinkhornConfig.from_dict(fields),
+        SinkhornConfig.from_dict(old),
+        SinkhornConfig.from_pretrained(tmp_path),
+        SinkhornConfig.from_json_file(tmp_path / "config.json"),
+        copy.deepcopy(config),
+        pickle.loads(pickle.dumps(config)),
+    ):
+        assert other.layer_types == types and other.to_dict()["attention_types"] == types
+    path = tmp_path / "config.json"  # as earlier versions wrote it
+    path.write_text(path.read_text().replace("attention_types", "layer_types"))
+    assert SinkhornConfig.from_pretrained(tmp_path).layer_types == types
+    # Without this code.
+    config.save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_pretrained(tmp_path).attention_types == types
+    for name in ("layer_types", "attention_types"):
+        changed = SinkhornConfig.from_pretrained(tmp_path, **{name: types[:1] * 2})
+        assert changed.layer_types == types[:1] * 2
+    assert SinkhornConfig(**(fields | {"layer_types": types[:1] * 2})).layer_types == types[:1] * 2
+    with pytest.raises(StrictDataclassError, match="each entry must be one of"):
+        SinkhornConfig(num_hidden_layers=1, attention_types=["magic"])
 
 
 @pytest.mark.parametrize(

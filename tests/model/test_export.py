@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import StaticCache
 
 from compatibility_sinkhorn import CACHE_NAME, cache_of
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
@@ -165,6 +166,54 @@ def test_onnx_gives_attention_maps_and_sort_matrices(is_decoder, to_onnx):
 def test_onnx_by_torch_alone(model_class, to_onnx):
     model = make(model_class, use_cache=False)
     check_onnx(to_onnx(model, *MASKED, by_torch=True), model, *MASKED)
+
+
+@pytest.mark.slow  # two minutes of export each
+@pytest.mark.parametrize(
+    "layer_types, overrides",
+    [
+        (["sinkhorn_attention"], {}),
+        (["mixture_attention", "full_attention"], {"sort_assignment": "hard"}),
+        (["local_attention", "sinkhorn_attention"], {"causal_balancing": "capacity", "num_local_blocks": 2}),
+    ],
+    ids=str,
+)
+@torch.no_grad()
+def test_onnx_goes_on_from_a_static_cache(layer_types, overrides, tmp_path):
+    """A graph of one step: tokens, mask and cache to logits and cache, for any batch, from any point of the text on."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+
+    torch.manual_seed(0)
+    config = tiny_config(is_decoder=True, num_hidden_layers=len(layer_types), sinkhorn_iterations=2, **overrides)
+    config.layer_types = layer_types
+    model, length = SinkhornForCausalLM(config).eval(), 31
+
+    def begin(rows: int, read: int):
+        ids, mask = tokens(rows, length), torch.ones(rows, length + 1, dtype=torch.long)
+        mask[1, :3] = 0
+        cache = StaticCache(config=config, max_cache_len=length + 1)
+        model(ids[:, :read], attention_mask=mask[:, :read], cache=cache)
+        return ids, mask, cache
+
+    ids, mask, cache = begin(2, 7)
+    step = {"input_ids": ids[:, 7:8], "attention_mask": mask, CACHE_NAME: cache}
+    OnnxExporter().export(model, step, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    states = [value.name for value in session.get_inputs() if CACHE_NAME in value.name]
+    for rows, read in ((3, 1), (3, 7), (2, 20)):
+        ids, mask, cache = begin(rows, read)
+        expected = model(ids, attention_mask=mask[:, :length], use_cache=False).logits
+        feed = {"attention_mask": mask.numpy()}
+        for name in states:
+            *_, number, state = name.split(".")
+            feed[name] = getattr(cache.layers[int(number)], state).numpy()
+        for token in range(read, length):
+            feed["input_ids"] = ids[:, token : token + 1].numpy()
+            outputs = dict(zip((value.name for value in session.get_outputs()), session.run(None, feed)))
+            real = mask[:, token].bool()
+            assert_close(torch.from_numpy(outputs["logits"])[real, 0], expected[real, token], 1e-4)
+            feed |= {name: outputs[name.replace("input.", "output.")] for name in states}
 
 
 # torch.export --------------------------------------------------------------------------------------------------------

@@ -194,6 +194,30 @@ def test_eager_equals_sdpa_and_maps_reproduce_the_output(layer_type, assignment,
     assert_close(seen[0], rebuilt)
 
 
+@pytest.mark.parametrize("layer_type, assignment, is_decoder", layer_cases())
+def test_maps_are_part_of_the_graph_and_change_no_gradient(layer_type, assignment, is_decoder):
+    """Attribution by gradients of maps, padded and not; a decoder with the cache that it makes, and without."""
+    settings = {"sort_assignment": assignment, "is_decoder": is_decoder, "attention_bias": True}
+    settings["num_sorted_blocks"] = 2 if assignment == "hard" else 1
+    model = make(layer_type=layer_type, implementation="eager", **settings)
+    for mask, use_cache in ((None, False), (padding_masks(13), False), (padding_masks(13), is_decoder)):
+        results = []
+        for maps in (False, True):
+            model.zero_grad()
+            outputs = model(tokens(5), attention_mask=mask, output_attentions=maps, use_cache=use_cache)
+            states = outputs.last_hidden_state if mask is None else outputs.last_hidden_state[mask.bool()]
+            for attention_map in outputs.attentions or ():
+                attention_map.retain_grad()
+            states.pow(2).mean().backward()
+            results.append((states, [parameter.grad for parameter in model.parameters()]))
+        assert all(attention_map.grad.abs().max() > 0 for attention_map in outputs.attentions)
+        (states, gradients), (of_maps, gradients_of_maps) = results
+        assert_close(of_maps, states)
+        for actual, expected in zip(gradients_of_maps, gradients):
+            if expected is not None:
+                assert_close(actual, expected, 1e-4)
+
+
 def test_maps_need_the_eager_implementation_and_say_so(monkeypatch):
     warnings = []
     monkeypatch.setattr(modeling_sinkhorn.logger, "warning_once", warnings.append)

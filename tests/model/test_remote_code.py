@@ -99,6 +99,15 @@ def _():
     return found
 
 
+@case("no code")
+def _():
+    folder = f"{job['folder']}/SinkhornModel"
+    ids = AutoTokenizer.from_pretrained(folder)("The state of the Union.")["input_ids"]
+    config = transformers.PreTrainedConfig.from_pretrained(folder)
+    again = transformers.PreTrainedConfig.from_json_file(f"{folder}/config.json")
+    return {"ids": ids, "types": [config.attention_types, again.attention_types]}
+
+
 @case("AutoConfig")
 def _():
     config = AutoConfig.from_pretrained(f"{job['folder']}/SinkhornModel", trust_remote_code=True)
@@ -208,6 +217,14 @@ def assert_from_folder(report: Any, folder: str) -> None:
 
 def test_the_package_is_hidden_there(here_and_there):
     assert here_and_there[1]["import"] == []
+
+
+def test_what_needs_no_code_runs_without_it(here_and_there, tiny_tokenizer):
+    """A tokenizer, and what reads config.json by the library's base class, as servers do."""
+    report = here_and_there[1]["no code"]
+    assert isinstance(report, dict), report
+    assert report["ids"] == tiny_tokenizer("The state of the Union.")["input_ids"]
+    assert report["types"] == [["sinkhorn_attention", "sortcut_attention"]] * 2
 
 
 def test_config_loads(here_and_there):
