@@ -36,8 +36,8 @@ def read_json(file: Path, columns: list[str]) -> FileRows:
                 )
             names.update(dict.fromkeys(row))
             rows.append([_as_written(row.get(name)) for name in columns])
-    lengths = {_length(rows[name]) for name in columns if name in names}
-    if len(rows) == 1 and len(lengths) == 1 and min(lengths) > 1:
+    lengths = [_length(rows[name]) for name in columns if name in names] if len(rows) == 1 else []
+    if len(lengths) > 1 and len(set(lengths)) == 1 and lengths[0] > 1:
         raise UserError(
             f"{file} holds whole columns in one object; it needs an object for each row: "
             '{"text": "...", "label": "..."}.'
