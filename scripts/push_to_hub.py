@@ -7,25 +7,40 @@ Pushes a model folder to the Hugging Face Hub, in one commit, after checking tha
     python scripts/push_to_hub.py --model_folder runs/clm --repo_id OTHER/NAME --create_pr
 
 The token is HF_TOKEN, or that of `hf auth login`. What a training run leaves behind (checkpoints, optimizer, logs,
-pickles) stays here, and is listed.
+pickles) stays here, and is listed. A folder without a card (README.md) gets one from the run.json of its training run.
 """
 
+import tempfile
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
 from hub.folder_checks import check_folder
+from hub.run_card import card_from_run
 from hub.upload import Push, PushArguments
 
 
 def main() -> None:
     (args,) = HfArgumentParser(PushArguments).parse_args_into_dataclasses()
     folder = Path(args.model_folder)
-    files = check_folder(folder)
-    if args.dry_run:
-        print(f"dry run: this would go to {args.repo_id}; nothing was sent.")
-    else:
-        Push(args, files).run()
+    with tempfile.TemporaryDirectory() as drafts:
+
+        def make_card(folder: Path) -> Path | None:
+            text = card_from_run(folder, args.repo_id.split("/")[-1], args.license)
+            if text is None:
+                return None
+            draft = Path(drafts) / "README.md"
+            draft.write_text(text, encoding="utf-8")
+            print(text)
+            if args.license == PushArguments.license:
+                print(f"README.md: the licence is given as {args.license}; name yours with --license.")
+            return draft
+
+        files = check_folder(folder, make_card)
+        if args.dry_run:
+            print(f"dry run: this would go to {args.repo_id}; nothing was sent.")
+        else:
+            Push(args, files).run()
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def check_card(path: Path) -> list[str]:
         return ["empty metadata; the Hub takes it, but shows no license, task or tags"]
     if not isinstance(data, dict):
         raise UserError(f"{path}: the metadata is a {type(data).__name__}; it must be lines of `field: value`.")
-    problems = [*_field_problems(data), *_license_problems(data), *_results_problems(data)]
+    problems = [*_field_problems(data), *license_problems(data), *_results_problems(data)]
     if problems:
         raise UserError("\n".join(f"{path}: {problem}" for problem in problems))
     remarks = []
@@ -96,7 +96,7 @@ def _field_problems(data: dict) -> Iterator[str]:
         yield "`tags` must be a list, one `- tag` a line."
 
 
-def _license_problems(data: dict) -> Iterator[str]:
+def license_problems(data: dict) -> Iterator[str]:
     known = {_bare(name): name for name in LICENSES}
     for name in _as_list(data.get("license")):
         if not isinstance(name, str) or name in LICENSES:

@@ -11,7 +11,7 @@ import fnmatch
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -22,8 +22,11 @@ from common.errors import UserError
 from hub.card_checks import check_card
 
 
-def check_folder(folder: Path) -> dict[str, Path]:
-    """The files to upload, by path in the repository. Prints them and what is left out. Sends nothing."""
+def check_folder(folder: Path, make_card: Callable[[Path], Path | None] = lambda folder: None) -> dict[str, Path]:
+    """
+    The files to upload, by path in the repository. Prints them and what is left out. Sends nothing. `make_card`
+    makes a file for a folder that has no README.md.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}.")
     try:
@@ -31,7 +34,11 @@ def check_folder(folder: Path) -> dict[str, Path]:
         config = check_config(folder)
         check_code(folder, config["auto_map"])
         weights = check_weight_files(folder, files, left_out)
-        notes = check_card(folder / "README.md") if "README.md" in files else ["none, so the repository gets no card"]
+        notes = []
+        if "README.md" not in files and (card := make_card(folder)):
+            files["README.md"] = card
+            notes.append("none in the folder, so this one was made from run.json; write your own there to replace it")
+        notes += check_card(files["README.md"]) if "README.md" in files else ["none, so the repository gets no card"]
         check_model(folder, config, weights)
         sizes = {path: file.stat().st_size for path, file in files.items()}
     except OSError as error:

@@ -29,6 +29,7 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from huggingface_hub.utils import validate_repo_id
 
 from common.errors import UserError
+from hub.card_checks import license_problems
 from hub.folder_checks import first_few, is_weights
 
 
@@ -41,6 +42,12 @@ class PushArguments:
     tag: str | None = field(default=None, metadata={"help": "Tag to put on the commit, such as v1.0."})
     private: bool = field(default=False, metadata={"help": "A repository that is made is seen by you alone."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of a commit on the branch."})
+    license: str = field(
+        default="unknown",
+        metadata={
+            "help": "Licence for the card that is made where the folder has none: apache-2.0, mit, cc-by-4.0 ..."
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "Check, and list what would go; send nothing."})
 
     def __post_init__(self) -> None:
@@ -48,6 +55,8 @@ class PushArguments:
             validate_repo_id(self.repo_id)
         except HFValidationError as error:
             raise UserError(f"--repo_id {self.repo_id}: {error}") from None
+        for problem in license_problems({"license": self.license}):
+            raise UserError(f"--license: {problem}")
         if not self.commit_message.strip():
             raise UserError("--commit_message is empty; a commit needs one.")
         if self.revision and re.fullmatch("[0-9a-f]{40}", self.revision):

@@ -35,6 +35,7 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
     longest_input,
+    recorded_name,
 )
 from training.progress import Announcements, quiet_libraries
 from training.resuming import TrainingTimer, find_checkpoint, is_resuming, resumes_from_last_checkpoint, train_and_save
@@ -141,7 +142,8 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
             objective, model_args, args, variant, tokenizer, chunks, rates, collator, given
         )
     if training_args.process_index == 0:
-        report(records, training_args, data_args, chunks, config)
+        base_model = recorded_name(model_args.model_name_or_path)
+        report(records, training_args, data_args, chunks, config, base_model)
 
 
 def check_comparison(model_args: ModelArguments, training_args: LanguageModelingTrainingArguments) -> None:
@@ -289,13 +291,19 @@ def bits_per_byte(loss: float, tokens_per_byte: float) -> float:
 
 
 def report(
-    records: dict[str, dict], training_args: LanguageModelingTrainingArguments, data_args, chunks: DatasetDict, config
+    records: dict[str, dict],
+    training_args: LanguageModelingTrainingArguments,
+    data_args,
+    chunks: DatasetDict,
+    config,
+    base_model: str | None,
 ) -> None:
     """Writes `run.json`, and prints a table of all models on the test text (or else on validation)."""
     part = "test" if "test" in chunks else "validation"
     run = {
         **provenance(),
         "command": command(),
+        "base_model": base_model,
         "data": {"split_seed": data_args.split_seed} | {name: len(rows) for name, rows in chunks.items()},
         "part": part,
         "seed": training_args.seed,

@@ -79,4 +79,4 @@ class Announcements(TrainerCallback):
         elif done == FIRST_STEPS and self.begun is not None:
             step = (time.monotonic() - self.begun) / (done - 1)
             left = readable_time(step * (state.max_steps - state.global_step))
-            print(f"About {left} of training to go, {step:.2g} seconds a step; evaluations come on top")
+            print(f"About {left} of training to go, {step:.2g} seconds a step; evaluations come on top", flush=True)

@@ -521,6 +521,51 @@ def test_dry_run_sends_nothing(hub, push, folder, name):
     assert f"{len(contents_of(folder))} files" in output and "nothing was sent" in output
 
 
+def test_a_folder_without_a_card_gets_one_from_its_run(hub, push, folder, name):
+    (folder / "README.md").unlink()
+    run = {
+        "command": ["scripts/run_classification.py", "--train_file", "/home/mary/secret/tickets.csv", "--seed=1"],
+        "base_model": "sinkhorn-books-encoder",
+        "data": {"train": 1800, "validation": 200, "test": 50, "split_seed": 0},
+        "part": "test",
+        "scores": {"TF-IDF, whole text": {"accuracy": 0.9}, "this model": {"accuracy": 0.875, "macro_f1": 0.8}},
+        "seed": 1,
+        "versions": {"torch": "2.13.0", "transformers": "5.23.0"},
+    }
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    before = len(hub.log)
+    output = push("--model_folder", folder, "--repo_id", name, "--dry_run").output
+    assert "licence is given as unknown; name yours with --license" in output
+    assert "made from run.json" in output and len(hub.log) == before
+    output = push("--model_folder", folder, "--repo_id", name, "--license", "mit").output
+    assert "licence is given" not in output and not (folder / "README.md").exists()
+    card = contents(hub.repos[name])["README.md"].decode()
+    assert card.startswith("---\nlicense: mit\nlibrary_name: transformers\npipeline_tag: text-classification\n")
+    assert "fine-tuned from `sinkhorn-books-encoder`" in card and "base_model:" not in card
+    assert "1,800 train, 200 validation, 50 test documents" in card
+    assert "| this model | 0.8750 | 0.8000 |" in card and "| TF-IDF, whole text | 0.9000 |  |" in card
+    assert "run_classification.py --train_file tickets.csv --seed=1" in card and "secret" not in card
+    assert f'model="{name}"' in card
+    assert "run.json" not in contents(hub.repos[name])
+    message = "--license: `license` is 'MIT License', which the Hub does not know; write 'mit'"
+    assert message in push("--model_folder", folder, "--repo_id", name, "--license", "MIT License", status=1).output
+
+
+def test_the_card_of_a_language_model(monkeypatch, tmp_path):
+    from hub.run_card import card_from_run
+
+    (tmp_path / "config.json").write_text('{"architectures": ["SinkhornForCausalLM"]}', encoding="utf-8")
+    assert card_from_run(tmp_path, "clm", "unknown") is None
+    models = {"this model": {"scores": {"validation": {"perplexity": 12.5, "bits_per_byte": 1.25}}}}
+    command = ["scripts/run_clm.py", "--model-name-or-path", "mary/base", "--output_dir", "~/runs/x"]
+    run = {"models": models, "part": "test", "data": {"train": 7, "validation": 2}, "command": command}
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    card = card_from_run(tmp_path, "clm", "unknown")
+    assert "pipeline_tag: text-generation" in card and "base_model: mary/base" in card
+    assert "## Scores on the validation data" in card and "| this model | 12.5000 | 1.2500 |" in card
+    assert "--output_dir x\n" in card and "7 train, 2 validation rows" in card
+
+
 def test_leftovers_stay_here(hub, push, folder, name):
     kept = contents_of(folder)
     leftovers = (
