@@ -67,7 +67,8 @@ class Announcements(TrainerCallback):
         device = args.device.type
         where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
         processes = f", {args.world_size} processes" if args.world_size > 1 else ""
-        print(f"Training {parameters:,} parameters on {where}{processes}: {state.max_steps - state.global_step} steps")
+        steps = state.max_steps - state.global_step
+        print(f"Training {parameters:,} parameters on {where}{processes}: {steps} steps", flush=True)
         self.begun, self.first = None, state.global_step
 
     def on_step_end(self, args, state, control, **kwargs) -> None:

@@ -1,11 +1,12 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """The losses of the scripts against values worked out by hand, and as the Trainer calls them."""
 
+import json
 import math
 
 import pytest
 import torch
-from test_language_modeling import TINY, scores, write_documents
+from datasets import Dataset
 
 from helpers import run_script
 
@@ -51,7 +52,12 @@ def test_weighted_loss(monkeypatch):
 
 def test_label_smoothing_of_a_causal_model_does_not_teach_it_to_copy(tmp_path, monkeypatch):
     """The unshifted loss gives a perplexity that grows with training."""
-    flags = ["--train_file", write_documents(tmp_path / "train.jsonl", 60), "--block_size", "32", *TINY]
-    flags += ["--learning_rate", "0.02", "--label_smoothing_factor", "0.1"]
+    sentences = ["cats and dogs at home", "sails and masts at sea", "peace and friendship with all mankind"]
+    texts = [" ".join(sentences[(row + word) % 3] for word in range(4 + row % 5)) for row in range(60)]
+    Dataset.from_dict({"text": texts}).to_json(tmp_path / "train.jsonl")
+    flags = ["--train_file", tmp_path / "train.jsonl", "--block_size", "32", "--num_train_epochs", "2", "--use_cpu"]
+    flags += ["--train_tokenizer_vocab_size", "300", "--learning_rate", "0.02", "--label_smoothing_factor", "0.1"]
+    flags += ["--config_overrides", "hidden_size=16,intermediate_size=24,num_attention_heads=2,block_size=8"]
     run_script(monkeypatch, "run_clm.py", "--output_dir", tmp_path / "out", *flags)
-    assert scores(tmp_path / "out")["validation"]["perplexity"] < 12
+    scores = json.loads((tmp_path / "out" / "run.json").read_text())["models"]["this model"]["scores"]
+    assert scores["validation"]["perplexity"] < 12

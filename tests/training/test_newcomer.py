@@ -2,16 +2,28 @@
 """What a first user of the scripts meets: their help, what they tell, their defaults for few documents, their refusals."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Dataset
-from test_run_classification import TINY, run, write_table
 
 from helpers import run_script
+
+
+TINY = "--train_tokenizer_vocab_size 300 --per_device_train_batch_size 4 --num_train_epochs 2 --use_cpu".split()
+TINY += ["--config_overrides", "hidden_size=16,intermediate_size=24,num_hidden_layers=1,num_attention_heads=2"]
+
+
+def run(monkeypatch, *flags) -> None:
+    run_script(monkeypatch, "run_classification.py", *flags)
+
+
+def write_table(path: Path, rows: int = 24, labels: tuple = ("pets", "ships")) -> Path:
+    texts = [f"{'cats and dogs at home' if row % 2 else 'sails and masts at sea'} number {row}" for row in range(rows)]
+    Dataset.from_dict({"text": texts, "label": [labels[row % len(labels)] for row in range(rows)]}).to_csv(path)
+    return path
 
 
 def test_help_begins_with_what_people_need(monkeypatch, capsys):
@@ -248,7 +260,6 @@ def test_generation_without_the_folder_is_one_line_at_once(name, tmp_path, monke
 
 
 def test_small_data_of_the_measurement(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(sys.modules["helpers"].SCRIPTS)))
     from maintenance.small_data import PERIODS, draw_passages
 
     drawn = draw_passages(0)
