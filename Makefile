@@ -5,6 +5,8 @@
 #
 # And a third, `make benchmark`, measures speed and memory beside other models, in 15 minutes (ARGS=--quick: in 2).
 #
+# `make test-oldest` runs the tests of the model with the oldest Transformers and torch, in an environment of its own.
+#
 # Each first makes `.venv` with the versions in constraints.txt; a second call finds it ready.
 # Variables: PYTHON (which Python makes the environment, 3.11 or newer), OUT (where the demo writes), RESULTS (where the
 # benchmark does), and ARGS (more flags for the script or for pytest): make demo OUT=runs/other ARGS="--seed 2"; make
@@ -19,17 +21,25 @@ ARGS ?=
 # One process per core. A worker takes from another what that one has not begun, when its own tests are done.
 WORKERS ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 
+# The oldest versions that pass: the lower bounds in pyproject.toml.
+OLDEST_VENV ?= .venv-oldest
+OLDEST_TRANSFORMERS := 5.23.0
+OLDEST_TORCH := 2.13.0
+
 BIN := $(VENV)/bin
 # What the installed versions depend on: when one of these files is newer than the stamp, pip runs again.
 PINS := pyproject.toml constraints.txt
 
-.PHONY: demo test benchmark install style clean
+.PHONY: demo test test-oldest benchmark install style clean
 
 demo: $(VENV)/.train
 	$(BIN)/python scripts/run_classification.py --output_dir $(OUT) $(ARGS)
 
 test: $(VENV)/.dev style
 	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-oldest: $(OLDEST_VENV)/.test
+	$(OLDEST_VENV)/bin/python -m pytest $(WORKERS) tests/model $(ARGS)
 
 benchmark: $(VENV)/.benchmark
 	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(ARGS)
@@ -60,5 +70,12 @@ $(VENV)/.benchmark: $(PINS) | $(BIN)/python
 	$(BIN)/python -m pip install -c constraints.txt -e ".[benchmark]"
 	@touch $@ $(VENV)/.train
 
+$(OLDEST_VENV)/.test: $(PINS)
+	test -x $(OLDEST_VENV)/bin/python || $(PYTHON) -m venv $(OLDEST_VENV)
+	sed -e 's/^transformers==.*/transformers==$(OLDEST_TRANSFORMERS)/' -e 's/^torch==.*/torch==$(OLDEST_TORCH)/' \
+		constraints.txt > $(OLDEST_VENV)/constraints.txt
+	$(OLDEST_VENV)/bin/python -m pip install -c $(OLDEST_VENV)/constraints.txt -e ".[test]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) .cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

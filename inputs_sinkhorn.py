@@ -130,6 +130,17 @@ def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> No
         )
 
 
+def check_exported_cache(cache: Cache) -> None:
+    """Raises `ValueError` where a cache that grows is an input of a graph that is exported, which cannot work."""
+    growing = (hasattr(layer, "make_room") and not hasattr(layer, "max_cache_len") for layer in cache.layers)
+    if torch.compiler.is_exporting() and cache.get_seq_length() and any(growing):
+        raise ValueError(
+            "A graph is exported with a `DynamicCache` that holds tokens, whose number would be a constant of the "
+            "graph: make the cache with `StaticCache(config=model.config, max_cache_len=...)`, and give an "
+            "`attention_mask` of its length."
+        )
+
+
 def documents_of(position_ids: Tensor) -> Tensor | None:
     """
     `(B, L)`: the document of each token of packed rows, which begin where positions do not grow; `None` where they

@@ -36,7 +36,14 @@ try:  # a folder on the Hub, or any package
     from .classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
     from .compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from .configuration_sinkhorn import SinkhornConfig
-    from .inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
+    from .inputs_sinkhorn import (
+        check_arguments,
+        check_cache,
+        check_exported_cache,
+        check_mask,
+        count_past_tokens,
+        packed_documents,
+    )
     from .layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
     from .layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from .outputs_sinkhorn import (
@@ -53,7 +60,14 @@ except ImportError:  # flat modules, as installed
     from classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
     from compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from configuration_sinkhorn import SinkhornConfig
-    from inputs_sinkhorn import check_arguments, check_cache, check_mask, count_past_tokens, packed_documents
+    from inputs_sinkhorn import (
+        check_arguments,
+        check_cache,
+        check_exported_cache,
+        check_mask,
+        count_past_tokens,
+        packed_documents,
+    )
     from layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
     from layout_sinkhorn import LayoutInputs, fixed_length, make_layout
     from outputs_sinkhorn import (
@@ -142,7 +156,9 @@ class SinkhornModel(SinkhornPreTrainedModel):
         past_counts = None
         if cache is not None:
             past_counts = count_past_tokens(attention_mask, past_length, inputs_embeds)
-            if not is_tracing(inputs_embeds):
+            if is_tracing(inputs_embeds):
+                check_exported_cache(cache)
+            else:
                 check_cache(cache, self.config.layer_types, past_counts)
         self._update_rotary_frequencies(inputs_embeds, attention_mask, position_ids, past_length)
         layout = make_layout(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
+from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
 
 from compatibility_sinkhorn import CACHE_NAME, cache_of
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
@@ -235,6 +236,16 @@ def test_exports_with_a_dynamic_batch_and_length(model_class, overrides, names):
     for rows, length in SHAPES[2:]:  # torch makes a graph of its own for a single block, and refuses it here
         inputs = inputs_of(rows, length, *names)
         assert_close(exported(**inputs).logits, model(**inputs).logits)
+
+
+@torch.no_grad()
+def test_a_cache_that_grows_is_no_input_of_an_exported_graph():
+    model = make(SinkhornForCausalLM)
+    inputs = inputs_of(2, 22, *MASKED)
+    step = {"input_ids": tokens(2, 1), "cache": cache_of(model(**inputs))}
+    register_cache_pytrees_for_model(model)
+    with pytest.raises(Exception, match="make the cache with `StaticCache"):
+        torch.export.export(model, (), step, strict=False)
 
 
 # torch.compile -------------------------------------------------------------------------------------------------------
