@@ -166,7 +166,7 @@ def test_a_document_longer_than_a_piece_or_pythons_limit(tmp_path):
 def test_what_cannot_be_read_is_named(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(SystemExit, match=f"(?s)error: .*{name}.*{words}"):
-        read_file(str(tmp_path / name), ["text"])
+        read_file(str(tmp_path / name), ["text", "label"])
 
 
 def test_text_that_is_not_utf8(tmp_path, monkeypatch):
