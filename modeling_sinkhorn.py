@@ -301,7 +301,7 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
         max_length = fixed_length(kwargs.get("cache", kwargs.get("past_key_values")))
         if attention_mask is None or max_length is None:
             return attention_mask
-        return nn.functional.pad(attention_mask, (0, max_length - attention_mask.shape[1]))
+        return nn.functional.pad(attention_mask, (0, max(0, max_length - attention_mask.shape[1])))
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
         """

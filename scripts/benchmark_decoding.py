@@ -55,7 +55,7 @@ def check_parity(variant: str) -> float:
     tokens = torch.randint(model.config.vocab_size, (1, 45))
     expected = model(tokens, use_cache=False).logits
     cache = DynamicCache(config=model.config)
-    steps = [model(part, past_key_values=cache).logits for part in (tokens[:, :21], *tokens[:, 21:].split(1, dim=1))]
+    steps = [model(part, cache=cache).logits for part in (tokens[:, :21], *tokens[:, 21:].split(1, dim=1))]
     error = (torch.cat(steps, dim=1) - expected).abs().max().item()
     if not error <= 1e-4:
         raise SystemExit(
@@ -74,7 +74,7 @@ def fill(model: SinkhornForCausalLM, context: int) -> DynamicCache:
         return cache
     for start in range(0, context, PREFILL_CHUNK):
         size = min(PREFILL_CHUNK, context - start)
-        model(torch.randint(config.vocab_size, (1, size)), past_key_values=cache, logits_to_keep=1)
+        model(torch.randint(config.vocab_size, (1, size)), cache=cache, logits_to_keep=1)
     return cache
 
 
@@ -89,7 +89,7 @@ def decode(model: SinkhornForCausalLM, cache: DynamicCache, num_tokens: int) -> 
     token = torch.randint(model.config.vocab_size, (1, 1))
     start = time.perf_counter()
     for _ in range(num_tokens):
-        token = model(token, past_key_values=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
+        token = model(token, cache=cache, logits_to_keep=1).logits[:, -1:].argmax(-1)
     return (time.perf_counter() - start) / num_tokens * 1000
 
 
