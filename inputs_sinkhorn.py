@@ -132,8 +132,8 @@ def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> No
 
 def check_exported_cache(cache: Cache) -> None:
     """Raises `ValueError` where a cache that grows is an input of a graph that is exported, which cannot work."""
-    growing = (hasattr(layer, "make_room") and not hasattr(layer, "max_cache_len") for layer in cache.layers)
-    if torch.compiler.is_exporting() and cache.get_seq_length() and any(growing):
+    ours = (layer for layer in cache.layers if hasattr(layer, "make_room") and not hasattr(layer, "max_cache_len"))
+    if torch.compiler.is_exporting() and any(layer.get_seq_length() > 0 for layer in ours):
         raise ValueError(
             "A graph is exported with a `DynamicCache` that holds tokens, whose number would be a constant of the "
             "graph: make the cache with `StaticCache(config=model.config, max_cache_len=...)`, and give an "

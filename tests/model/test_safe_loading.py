@@ -356,7 +356,7 @@ def test_maps_asked_for_in_the_configuration(folder):
 @pytest.mark.parametrize("sizes", [{"vocab_size": 2**30}, {"hidden_size": 2**30}, {"num_hidden_layers": 200}], ids=str)
 def test_sizes_that_are_not_those_of_the_weights(folder, sizes):
     """No memory is taken for what the file does not have."""
-    edit_config(folder, **sizes, layer_types=None)
+    edit_config(folder, **sizes, attention_types=None)
     with at_most_gigabytes(4):
         refused(folder / WEIGHTS, error=(WrongShapes, WrongWeights))
 
