@@ -66,4 +66,4 @@ def _other_delimiter(columns: list[str]) -> str:
     """A hint, where a csv file seems to have been written with another delimiter."""
     if len(columns) != 1 or not any(mark in columns[0] for mark in ";\t|,"):
         return ""
-    return " Is it delimited by another sign? A csv file needs commas, a tsv file tabs."
+    return " Does it have another delimiter? A csv file needs commas, a tsv file tabs."
