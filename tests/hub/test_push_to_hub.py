@@ -436,7 +436,9 @@ def newcomer(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize("model", SHIPPED)
 def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, newcomer, model):
     root = SCRIPTS.parent
-    (command,) = re.findall(r"scripts/push_to_hub.py (.*/sinkhorn-sotu-lm)$", (root / "docs" / "hub.md").read_text(), re.M)
+    (command,) = re.findall(
+        r"scripts/push_to_hub.py (.*/sinkhorn-sotu-lm)$", (root / "docs" / "hub.md").read_text(), re.M
+    )
     flags = (
         command.replace("sinkhorn-sotu-lm", model)
         .replace("USER/", "mary/")
