@@ -335,7 +335,7 @@ def test_models_are_of_one_size(name):
     try:
         benchmark_model = make_model(name, 192)
     except ImportError as error:
-        pytest.skip(str(error))  # the PyPI package, which `make benchmark` alone installs: its name is ours
+        pytest.skip(str(error))  # the PyPI package, which only the extra `benchmark` installs
     floor, parameters = make_model(FLOOR, 192).parameters()["without_embeddings"], benchmark_model.parameters()
     assert 0.9 * floor < parameters["without_embeddings"] < 1.3 * floor
     assert parameters["all"] - parameters["without_embeddings"] >= VOCAB * 256
