@@ -17,6 +17,7 @@ STYLES = {
     "local": ("#009E73", "^"),
     "local2": ("#117733", "v"),
     "local3": ("#999933", "<"),
+    "local4": ("#661100", "1"),
     "soft": ("#0072B2", "o"),
     "far": ("#000000", "d"),
     "quiet": ("#6699CC", "8"),
@@ -28,6 +29,13 @@ STYLES = {
     "mixture": ("#CC79A7", "X"),
     "longformer": ("#882255", ">"),
     "bigbird": ("#999999", "*"),
+    "block": ("#56B4E9", "s"),
+    "token_bilinear": ("#0072B2", "o"),
+    "token_bilinear_balanced": ("#0072B2", "."),
+    "token_keys": ("#000000", "d"),
+    "token_keys_balanced": ("#000000", "."),
+    "token_index": ("#CC79A7", "X"),
+    "token_index_balanced": ("#CC79A7", "."),
 }
 
 

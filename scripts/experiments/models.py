@@ -19,6 +19,7 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "local": {"layer_types": "local_attention"},
     "local2": {"layer_types": "local_attention", "num_local_blocks": 2},
     "local3": {"layer_types": "local_attention", "num_local_blocks": 3},
+    "local4": {"layer_types": "local_attention", "num_local_blocks": 4},
     "soft": {},
     "quiet": {"gumbel_noise": False},
     "far": {"num_local_blocks": 2, "causal_balancing": "capacity", "sort_pooling": "first"},
@@ -28,6 +29,17 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "hard2": {"sort_assignment": "hard", "num_sorted_blocks": 2},
     "sortcut": {"layer_types": "sortcut_attention"},
     "mixture": {"layer_types": "mixture_attention"},
+    **{
+        f"token_{sort_net}{ending}": {
+            "sort_granularity": "token",
+            "sort_assignment": "hard",
+            "sort_net": sort_net,
+            "num_sorted_blocks": 2,
+            **changes,
+        }
+        for sort_net in ("bilinear", "keys", "index")
+        for ending, changes in (("", {"sinkhorn_iterations": 0}), ("_balanced", {}))
+    },
 }
 PEERS = ("longformer", "bigbird")
 REFERENCE = "soft"

@@ -119,7 +119,10 @@ def runs_of(
             yield Run(experiment, budget, condition, model, seed, settings)
 
 
-def all_runs(names: list[str], budget: str, **choice: Any) -> list[Run]:
-    """Of several experiments; the first seed of each before the second of any, so that a stopped set is of use."""
+def all_runs(names: list[str], budget: str, by_condition: bool = False, **choice: Any) -> list[Run]:
+    """
+    Of several experiments; the first seed of each before the second of any, so that a stopped set is of use. With
+    `by_condition`, all seeds of one condition before the next: a set that is stopped has the spread of its first ones.
+    """
     runs = [run for name in names for run in runs_of(name, budget, **choice)]
-    return sorted(runs, key=lambda run: run.seed)
+    return runs if by_condition else sorted(runs, key=lambda run: run.seed)
