@@ -29,7 +29,6 @@ STYLES = {
     "mixture": ("#CC79A7", "X"),
     "longformer": ("#882255", ">"),
     "bigbird": ("#999999", "*"),
-    "block": ("#56B4E9", "s"),
     "token_bilinear": ("#0072B2", "o"),
     "token_bilinear_balanced": ("#0072B2", "."),
     "token_keys": ("#000000", "d"),
@@ -122,8 +121,15 @@ def by_position(records: list[dict], config: dict[str, Any]) -> Any:
         "by_position_in_row": "sixteenth of the row",
         "by_position_in_document": "sixteenth of the document",
     }
-    figure, panels = _panels(len(conditions) * len(kinds), len(kinds))
-    cases = [(condition, kind) for condition in conditions for kind in kinds]
+    cases = [
+        (condition, kind)
+        for condition in conditions
+        for kind in kinds
+        if mean_list(select(records, condition=condition), f"test.{kind}") is not None
+    ]
+    if not cases:
+        return None
+    figure, panels = _panels(len(cases), len(kinds))
     for panel, (condition, kind) in zip(panels, cases):
         for model in models:
             values = mean_list(select(records, condition=condition, model=model), f"test.{kind}")

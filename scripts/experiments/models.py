@@ -29,18 +29,13 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "hard2": {"sort_assignment": "hard", "num_sorted_blocks": 2},
     "sortcut": {"layer_types": "sortcut_attention"},
     "mixture": {"layer_types": "mixture_attention"},
-    **{
-        f"token_{sort_net}{ending}": {
-            "sort_granularity": "token",
-            "sort_assignment": "hard",
-            "sort_net": sort_net,
-            "num_sorted_blocks": 2,
-            **changes,
-        }
-        for sort_net in ("bilinear", "keys", "index")
-        for ending, changes in (("", {"sinkhorn_iterations": 0}), ("_balanced", {}))
-    },
 }
+for _sort_net in ("bilinear", "keys", "index"):  # each token reads the two blocks that it chooses
+    _routes = {"sort_granularity": "token", "sort_assignment": "hard", "num_sorted_blocks": 2, "sort_net": _sort_net}
+    SINKHORN_VARIANTS[f"token_{_sort_net}"] = _routes | {"sinkhorn_iterations": 0}
+    SINKHORN_VARIANTS[f"token_{_sort_net}_balanced"] = _routes
+SINKHORN_VARIANTS["token_index_one"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 1}
+SINKHORN_VARIANTS["token_index_four"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 4}
 PEERS = ("longformer", "bigbird")
 REFERENCE = "soft"
 

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,10 +119,11 @@ def runs_of(
             yield Run(experiment, budget, condition, model, seed, settings)
 
 
-def all_runs(names: list[str], budget: str, by_condition: bool = False, **choice: Any) -> list[Run]:
+def all_runs(names: list[str], budget: str, first: Sequence[str] = (), **choice: Any) -> list[Run]:
     """
-    Of several experiments; the first seed of each before the second of any, so that a stopped set is of use. With
-    `by_condition`, all seeds of one condition before the next: a set that is stopped has the spread of its first ones.
+    Of several experiments; the first seed of each before the second of any, so that a stopped set is of use. Before
+    them, all seeds of the conditions that are named `first`, one condition after the other.
     """
     runs = [run for name in names for run in runs_of(name, budget, **choice)]
-    return runs if by_condition else sorted(runs, key=lambda run: run.seed)
+    places = {condition: place for place, condition in enumerate(first)}
+    return sorted(runs, key=lambda run: (places.get(run.condition, len(places)), run.seed))
