@@ -122,8 +122,7 @@ def runs_of(
 def all_runs(names: list[str], budget: str, first: Sequence[str] = (), **choice: Any) -> list[Run]:
     """
     Of several experiments; the first seed of each before the second of any, so that a stopped set is of use. Before
-    them, all seeds of the conditions that are named `first`, one condition after the other.
+    them, all seeds of the conditions that are named `first`.
     """
     runs = [run for name in names for run in runs_of(name, budget, **choice)]
-    places = {condition: place for place, condition in enumerate(first)}
-    return sorted(runs, key=lambda run: (places.get(run.condition, len(places)), run.seed))
+    return sorted(runs, key=lambda run: (run.condition not in first, run.seed))

@@ -302,9 +302,9 @@ def test_config_files_hold(experiment):
 
 
 def test_conditions_that_come_first():
-    runs = plan.all_runs(["needle"], "full", ["512", "256_two"], models=["soft"], conditions=["256", "512", "256_two"])
+    runs = plan.all_runs(["needle"], "full", ["256_two", "512"], models=["soft"], conditions=["256", "512", "256_two"])
     assert [(run.condition, run.seed) for run in runs] == [
-        *[(condition, seed) for condition in ("512", "256_two") for seed in (0, 1, 2)],
+        *[(condition, seed) for seed in (0, 1, 2) for condition in ("512", "256_two")],
         *[("256", seed) for seed in (0, 1, 2)],
     ]
 
