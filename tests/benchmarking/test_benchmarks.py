@@ -16,7 +16,7 @@ import inputs_sinkhorn
 import sort_net_sinkhorn
 import sorted_blocks_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
-from benchmarking import memory
+from benchmarking import memory, models
 from benchmarking import parity as parity_gate
 from benchmarking.gpu.operators import other_blocks_at_random
 from benchmarking.models import (
@@ -96,11 +96,19 @@ TINY = [
 TINY += ["--ragged_longest", "64", "--checkpointing_lengths", "128", "--long_length", "512"]
 
 
+def narrow_networks(patch: pytest.MonkeyPatch) -> None:
+    """A quarter of the width, as no test depends on it. Memory is measured in other processes, of the whole width."""
+    for width in ("HIDDEN", "GATED_WIDTH", "PLAIN_WIDTH"):
+        patch.setattr(models, width, getattr(models, width) // 4)
+    patch.setitem(models.SIZES, "hidden_size", models.HIDDEN)
+
+
 @pytest.fixture(scope="module")
 def training_record(tmp_path_factory):
     """The file of a run at tiny sizes."""
     results = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
     with pytest.MonkeyPatch.context() as patch:
+        narrow_networks(patch)
         run_script(patch, "benchmark.py", "--results", results, *TINY)
     return results
 
@@ -161,6 +169,7 @@ def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
         del cells["128"]
     results = tmp_path / "benchmark.json"
     results.write_text(json.dumps(record | {"complete": False}))
+    narrow_networks(monkeypatch)
     monkeypatch.setattr(benchmark, "extras", lambda *arguments: {})
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--results", str(results), "--resume", *TINY, "--quick"])
     with pytest.raises(SystemExit, match="has another settings; run without --resume"):

@@ -211,17 +211,17 @@ class SinkhornModelTest(CommonTests, hf.TrainingTesterMixin, hf.PipelineTesterMi
     def _tiny_models(
         self, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where the pipeline tests look for models on the Hub, they find models made here."""
-        if not self._testMethodName.startswith("test_pipeline"):
+        """Where a pipeline test looks for a model on the Hub, it finds one made here."""
+        task = self._testMethodName.removeprefix("test_pipeline_").removesuffix("_fp16").replace("_", "-")
+        if task not in self.pipeline_model_mapping:
             return
-        summary = {}
-        for model_class in set(self.pipeline_model_mapping.values()):
-            name = model_class.__name__
-            folder = tmp_path / SinkhornConfig.model_type / name
-            tester = SinkhornModelTester(self, vocab_size=len(tiny_tokenizer), **self.config_overrides)
-            model_class(tester.get_config()).save_pretrained(folder)
-            tiny_tokenizer.save_pretrained(folder)
-            summary[name] = {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}
+        model_class = self.pipeline_model_mapping[task]
+        name = model_class.__name__
+        folder = tmp_path / SinkhornConfig.model_type / name
+        tester = SinkhornModelTester(self, vocab_size=len(tiny_tokenizer), **self.config_overrides)
+        model_class(tester.get_config()).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        summary = {name: {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}}
         monkeypatch.setattr(hf.pipelines, "TRANSFORMERS_TINY_MODEL_PATH", str(tmp_path))
         monkeypatch.setattr(hf.pipelines, "tiny_model_summary", summary)
 
