@@ -51,7 +51,7 @@ HIDDEN = sorted(path.stem for path in Path(modeling_sinkhorn.__file__).parent.gl
 # Takes jobs as lines of JSON, and runs each in a fork of its own: the code that one job loads registers its classes for
 # the whole process. This package's modules are hidden, which stands in for a machine without it.
 CHILD = """
-import gc, importlib.abc, json, os, pathlib, runpy, sys, traceback
+import gc, importlib.abc, inspect, json, os, pathlib, runpy, sys, traceback
 
 hidden = json.loads(sys.argv[1])
 
@@ -82,6 +82,7 @@ from transformers import AutoTokenizer, GenerationMixin, HfArgumentParser, pipel
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+inspect.getmodule(Hide.find_spec.__code__)  # makes its table of all modules, which torch asks for
 gc.freeze()  # else a collection in a fork copies all of it
 
 

@@ -41,7 +41,7 @@ GENERATE = {"max_new_tokens": 12, "do_sample": False}
 # has a process of its own, forked once the libraries are there: the code of the first folder registers its classes,
 # and the next folder would be opened with those instead of its own.
 CHILD = """
-import gc, importlib.abc, json, os, pathlib, sys, traceback
+import gc, importlib.abc, inspect, json, os, pathlib, sys, traceback
 
 job = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
 reports = pathlib.Path(sys.argv[2])
@@ -67,10 +67,12 @@ import transformers.masking_utils
 import transformers.modeling_layers
 import transformers.modeling_rope_utils
 import transformers.utils.output_capturing
-from transformers import AutoConfig, AutoTokenizer, GenerationMixin, PreTrainedModel, PreTrainedTokenizerFast, pipeline
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedTokenizerFast, pipeline
 
-for name in {"AutoModel", *job["auto_classes"].values()}:
+for name in job["auto_classes"].values():
     getattr(transformers, name)
+inspect.getmodule(Hide.find_spec.__code__)  # makes its table of all modules, which torch asks for
 gc.freeze()  # else a collection in a fork copies all of it
 
 transformers.logging.set_verbosity_error()
