@@ -1060,7 +1060,7 @@ def test_the_library_pushes_too(hub, pusher, folder, tmp_path):
     root = Path(modeling_sinkhorn.__file__).parent
     environment = environment_of(hub, tmp_path / "home", HF_TOKEN=MARY, PYTHONPATH=str(root))
     command = [sys.executable, "-c", LIBRARY_PUSH, str(folder), str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     for name in ("mary/by-model", "mary/by-trainer"):
         files = contents(hub.repos[name])
@@ -1079,7 +1079,7 @@ def test_from_a_shell(hub, folder, name, tmp_path):
     (home / "token").write_text(MARY, encoding="utf-8")
     command = [sys.executable, str(SCRIPTS / "push_to_hub.py"), "--model_folder", "model", "--repo_id", name]
     environment = environment_of(hub, home)
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     assert MARY not in result.stdout + result.stderr
     assert contents(hub.repos[name]) == contents_of(folder)
@@ -1095,7 +1095,7 @@ def test_control_c(hub, folder, name, tmp_path):
 
     def hold() -> None:
         arrived.set()
-        released.wait(60)
+        released.wait(600)
 
     with hub.fault("PUT", "^/storage/", first=hold):
         # As from a terminal: where the tests run in a shell's background, the signal is ignored, by children too.
@@ -1106,9 +1106,9 @@ def test_control_c(hub, folder, name, tmp_path):
             text=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
-        assert arrived.wait(60)
+        assert arrived.wait(600)
         process.send_signal(signal.SIGINT)
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=600)[1]
         released.set()
     assert process.returncode == 1
     assert "error: could not upload: interrupted." in errors and "No commit was made" in errors

@@ -103,7 +103,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     jobs = [{"argv": arguments, "output": str(folder / job)} for job, arguments in argv.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(jobs)]
-    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=300)
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=1200)
 
     def read(job: str) -> str:
         output = (folder / job).read_text(encoding="utf-8")

@@ -219,7 +219,7 @@ def here_and_there(
     environment |= {"HF_HOME": str(elsewhere / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # -I: neither the current folder, nor that of the script, nor PYTHONPATH is searched.
     command = [sys.executable, "-I", str(script), str(job_file), str(reports)]
-    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
 
     return here, {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in reports.iterdir()}
