@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from compatibility_sinkhorn import cache_of
-from helpers import assert_close, padding_masks, tiny_config
+from helpers import assert_close, in_pairs, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
 
@@ -45,29 +45,27 @@ def in_chunks(model, ids, mask, sizes, cache):
 # Chunks --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"sort_assignment": "hard"},
-        {"num_local_blocks": 2},
-        {"num_local_blocks": 3, "num_sorted_blocks": 2, "sort_assignment": "hard"},
-        {"block_size": 1},
-        {"block_size": 7, "num_key_value_heads": 1},
-        {"sort_net": "linear"},
-        {"sort_net": "mlp", "sort_pooling": "sum", "sort_assignment": "hard"},
-        {"sinkhorn_iterations": 0},
-        {"causal_balancing": "capacity", "sort_pooling": "first"},
-        {"causal_balancing": "capacity", "sort_assignment": "hard", "num_local_blocks": 2},
-        {"layer_type": "mixture_attention"},
-        {"layer_type": "mixture_attention", "sort_assignment": "hard"},
-        {"layer_type": "local_attention", "num_local_blocks": 2},
-        {"layer_type": "full_attention"},
-    ],
-    ids=str,
-)
+KINDS = [
+    {},
+    {"sort_assignment": "hard"},
+    {"num_local_blocks": 2},
+    {"num_local_blocks": 3, "num_sorted_blocks": 2, "sort_assignment": "hard"},
+    {"block_size": 1},
+    {"block_size": 7, "num_key_value_heads": 1},
+    {"sort_net": "linear"},
+    {"sort_net": "mlp", "sort_pooling": "sum", "sort_assignment": "hard"},
+    {"sinkhorn_iterations": 0},
+    {"causal_balancing": "capacity", "sort_pooling": "first"},
+    {"causal_balancing": "capacity", "sort_assignment": "hard", "num_local_blocks": 2},
+    {"layer_type": "mixture_attention"},
+    {"layer_type": "mixture_attention", "sort_assignment": "hard"},
+    {"layer_type": "local_attention", "num_local_blocks": 2},
+    {"layer_type": "full_attention"},
+]
+
+
+# The other half of the product, a quarter of a minute, is slow.
+@pytest.mark.parametrize("overrides, padded, static", in_pairs(KINDS, [False, True], [False, True]), ids=str)
 @torch.no_grad()
 def test_chunks_equal_the_full_forward(overrides, padded, static):
     model = make(**overrides)

@@ -4,8 +4,6 @@ The kernels for a GPU compute what the torch path and the formula do, gradients 
 interpreter runs them on the CPU, which tells whether they are right, not whether they compile.
 """
 
-import itertools
-
 import pytest
 import torch
 from test_block_attention import formula, random, rotation
@@ -15,7 +13,7 @@ import balancing_sinkhorn
 import block_attention_sinkhorn
 import sorting_sinkhorn
 from block_attention_sinkhorn import GatheredBlocks, MixedBlocks
-from helpers import assert_close, padding_masks, tiny_config
+from helpers import assert_close, in_pairs, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
 
 
@@ -31,18 +29,6 @@ def shrink_tiles(monkeypatch, **sizes):
     if DEVICE == "cpu":
         for name, size in sizes.items():
             monkeypatch.setattr(triton_balancing_sinkhorn, name, tl.constexpr(size))
-
-
-def in_pairs(*values: list) -> list:
-    """Every pair of two values is in some case of every run; the other cases are slow, as the interpreter is."""
-    sizes = [range(len(options)) for options in values]
-    return [
-        pytest.param(
-            *(options[place] for options, place in zip(values, places)),
-            marks=() if (places[-1] - sum(places[:-1])) % len(values[-1]) == 0 else pytest.mark.slow,
-        )
-        for places in itertools.product(*sizes)
-    ]
 
 
 @pytest.mark.parametrize("size, masked, whole", in_pairs([(1, 2), (5, 0), (8, 1), (9, 3)], [False, True], [0, 128]))
