@@ -47,7 +47,7 @@ from training.model_choice import (
 )
 from training.progress import Announcements, quiet_libraries, without_load_report
 from training.resuming import TrainingTimer, find_checkpoint, train_and_save
-from training.small_data import ModelOfOwnDataArguments, choose_passes, choose_start
+from training.small_data import ModelOfOwnDataArguments, choose_checkpoint, choose_passes, choose_start
 from training.trained_head import check_parts, trained_head
 
 
@@ -132,6 +132,7 @@ def main() -> None:
     if training_args.do_train and (data_args.train_file or data_args.dataset_name):
         starts_from_ours = choose_start(model_args, given, texts, checkpoint)
         choose_passes(training_args, given, len(task.splits["train"]))
+        choose_checkpoint(training_args, given, len(task.splits.get("validation", [])))
     tokenizer = load_tokenizer(model_args, texts, checkpoint)
     with without_load_report(unless=not starts_from_ours):
         model = load_model(model_args, task, tokenizer)

@@ -15,7 +15,7 @@ from common.run_record import command, provenance, write_run
 from training.baselines import baseline_scores
 from training.class_report import report_lines
 from training.classification_data import Task
-from training.model_choice import recorded_name
+from training.model_choice import recorded_config, recorded_name
 from training.predictions import write_predictions
 from training.small_data import advice
 
@@ -123,7 +123,7 @@ def report(
     run = {
         **provenance(),
         "command": command(),
-        "config": trainer.model.config.to_dict(),
+        "config": recorded_config(trainer.model.config),
         "base_model": recorded_name(base_model),
         "by_class": {name: found for name, found in by_class.items() if found},
         "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}

@@ -35,6 +35,7 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
     longest_input,
+    recorded_config,
     recorded_name,
 )
 from training.progress import Announcements, quiet_libraries
@@ -244,7 +245,7 @@ def train_and_evaluate(
     )
     if args.do_train:
         train_and_save(trainer, given, checkpoint)
-    record = {"parameters": model.num_parameters(), "config": model.config.to_dict(), "scores": {}}
+    record = {"parameters": model.num_parameters(), "config": recorded_config(model.config), "scores": {}}
     record |= {"commit": COMMIT, "flags": training_flags(given)}
     record["train_seconds"] = round(timer.earlier + time.time() - started, 1)
     parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]
