@@ -60,7 +60,7 @@ def predict(trainer: Trainer, data: Dataset, task: Task) -> dict[str, float]:
     Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels. Of rows with and
     without labels those with one make the scores.
     """
-    labels = data["labels"] if "labels" in data.column_names else [None] * len(data)
+    labels = data["labels"][:] if "labels" in data.column_names else [None] * len(data)
     lengths = [len(ids) for ids in data["input_ids"]]
     order, logits, metrics = [], [], {}
     with _documents_in_order(trainer.args):
@@ -161,5 +161,5 @@ def _labelled(rows: Dataset) -> Dataset:
     """Of a test part with labels, the rows that have one."""
     if "label" not in rows.column_names:
         return rows
-    kept = [row for row, label in enumerate(rows["label"]) if label is not None]
+    kept = [row for row, label in enumerate(rows["label"][:]) if label is not None]
     return rows if len(kept) == len(rows) else rows.select(kept)

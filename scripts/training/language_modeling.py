@@ -40,6 +40,7 @@ from training.model_choice import (
 )
 from training.progress import Announcements, quiet_libraries
 from training.resuming import TrainingTimer, find_checkpoint, is_resuming, resumes_from_last_checkpoint, train_and_save
+from training.texts import texts_of
 
 
 @dataclass
@@ -121,7 +122,7 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
     if training_args.compare_with:
         check_comparison(model_args, training_args)
     documents = load_documents(data_args, dataset_options(model_args))
-    tokenizer = load_tokenizer(model_args, documents["train"]["text"], checkpoint)
+    tokenizer = load_tokenizer(model_args, texts_of(documents["train"]), checkpoint)
     config = load_config(model_args, tokenizer, objective.small_model)
     variants = variants_of(config, training_args)
     length, longest = chunk_length(*extra), longest_input(config, tokenizer)
