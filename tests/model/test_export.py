@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
 
-from compatibility_sinkhorn import CACHE_NAME, cache_of
+from compatibility_sinkhorn import CACHE_NAME, cache_of, is_exporting
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
@@ -264,6 +264,17 @@ def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic:
 
 
 CAUSAL_HARD = {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_compiled_graph_is_not_taken_for_an_exported_one(strict):
+    class Tell(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + is_exporting()
+
+    x = torch.zeros(1)
+    assert torch.compile(Tell(), backend="eager", fullgraph=True)(x) == 0 == Tell()(x)
+    assert torch.export.export(Tell(), (x,), strict=strict).module()(x) == 1
 
 
 # Each is a quarter of a minute of compilation: one of them in every run is enough.
