@@ -132,7 +132,8 @@ def main() -> None:
     if training_args.do_train and (data_args.train_file or data_args.dataset_name):
         starts_from_ours = choose_start(model_args, given, texts_of(task.splits["train"]), checkpoint)
         choose_passes(training_args, given, len(task.splits["train"]))
-        choose_checkpoint(training_args, given, len(task.splits.get("validation", [])))
+        if starts_from_ours:
+            choose_checkpoint(training_args, given, len(task.splits.get("validation", [])))
     texts = texts_of(task.splits["train"]) if "train" in task.splits else []  # without them, the model has a tokenizer
     tokenizer = load_tokenizer(model_args, texts, checkpoint)
     with without_load_report(unless=not starts_from_ours):

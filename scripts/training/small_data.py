@@ -106,8 +106,9 @@ def choose_passes(args: TrainingArguments, given: dict[str, Any], num_documents:
 
 def choose_checkpoint(args: TrainingArguments, given: dict[str, Any], num_validation: int) -> None:
     """
-    The last weights instead of the best on a few validation documents, where no flag is about the best: among many passes,
-    the best is the luckiest, and may be one of the first, before the model has learnt much.
+    For a start from the encoder, the last weights instead of the best on a few validation documents, where no flag is about
+    the best: the best is the luckiest, and can be that of the first pass. A model from scratch ends worse than it was more
+    often.
     """
     about_the_best = {"load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"}
     if not args.load_best_model_at_end or given.keys() & about_the_best or num_validation >= ENOUGH_TO_CHOOSE:

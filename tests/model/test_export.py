@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
@@ -58,6 +59,11 @@ def inputs_of(rows: int, length: int, *names: str) -> dict[str, torch.Tensor]:
 # ONNX ----------------------------------------------------------------------------------------------------------------
 
 
+def skip_without_an_exporter() -> None:
+    if Version(torch.__version__) < Version("2.11"):
+        pytest.skip(f"the library's exporter to ONNX needs torch 2.11, not {torch.__version__}")
+
+
 @pytest.fixture
 def to_onnx(tmp_path: Path) -> Callable:
     """
@@ -76,6 +82,7 @@ def to_onnx(tmp_path: Path) -> Callable:
             shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
             torch.onnx.export(model, (), path, kwargs=sample, dynamic_shapes=shapes, output_names=["logits"])
         else:
+            skip_without_an_exporter()
             OnnxExporter().export(model, sample | flags, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -199,6 +206,7 @@ def test_onnx_goes_on_from_a_static_cache(layer_types, overrides, tmp_path):
 
     ids, mask, cache = begin(2, 7)
     step = {"input_ids": ids[:, 7:8], "attention_mask": mask, CACHE_NAME: cache}
+    skip_without_an_exporter()
     OnnxExporter().export(model, step, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     states = [value.name for value in session.get_inputs() if CACHE_NAME in value.name]
