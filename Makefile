@@ -24,7 +24,7 @@ WORKERS ?= --numprocesses logical --maxprocesses 8 --dist worksteal
 # The oldest versions that pass: the lower bounds in pyproject.toml.
 OLDEST_VENV ?= .venv-oldest
 OLDEST_TRANSFORMERS := 5.23.0
-OLDEST_TORCH := 2.13.0
+OLDEST_TORCH := 2.8.0
 
 BIN := $(VENV)/bin
 # What the installed versions depend on: when one of these files is newer than the stamp, pip runs again.

@@ -132,7 +132,9 @@ class _BalanceOfLogarithms(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):
-        logits, *potentials, column, row = list(ctx.saved_tensors)
+        # Slices: where torch 2.8 compiles `logits, *potentials`, it makes these a tuple, from which nothing is popped.
+        saved = list(ctx.saved_tensors)
+        logits, potentials, (column, row) = saved[0], saved[1:-2], saved[-2:]
         # d logsumexp(z) is softmax(z), and every softmax met here is exp(logits - row - column) for the pair of
         # potentials of that moment.
         matrix = (logits - row - column).exp()

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-What differs between the versions of Transformers that are supported, and what a forward takes: one decorator for every
-forward. From 5.24 on a cache is `cache` everywhere; before, it was `past_key_values`.
+What differs between the versions of torch and Transformers that are supported, and what a forward takes: one decorator for
+every forward. From Transformers 5.24 on a cache is `cache` everywhere; before, it was `past_key_values`.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import TransformersKwargs
@@ -23,6 +24,8 @@ OLD_CACHE_NAME = "past_key_values"
 CACHE_NAME = next(
     field.name for field in dataclasses.fields(BaseModelOutputWithPast) if field.name in ("cache", OLD_CACHE_NAME)
 )
+# In a graph that it compiles, torch before 2.13 takes `torch.compiler.is_exporting()` for true.
+_COMPILES_AS_IF_EXPORTED = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
 # What forwards take next to their own arguments, and hand on. `output_sort_matrices` is ours; the others come from the
 # library: its decorators read the first ones, losses the last.
 KNOWN_ARGUMENTS = frozenset(TransformersKwargs.__optional_keys__) | {
@@ -35,6 +38,13 @@ KNOWN_ARGUMENTS = frozenset(TransformersKwargs.__optional_keys__) | {
     "shift_labels",
     "ignore_index",
 }
+
+
+def is_exporting() -> bool:
+    """Whether a graph is exported, which must run on any device and with any cache; not where one is compiled."""
+    if _COMPILES_AS_IF_EXPORTED:
+        return torch.compiler._is_exporting_flag  # what the public function reads where nothing is compiled
+    return torch.compiler.is_exporting()
 
 
 def cache_field(cache: Any) -> dict[str, Any]:

@@ -16,6 +16,12 @@ from transformers.cache_utils import Cache
 from transformers.utils.import_utils import is_tracing
 
 
+try:  # a folder on the Hub, or any package
+    from .compatibility_sinkhorn import is_exporting
+except ImportError:  # flat modules, as installed
+    from compatibility_sinkhorn import is_exporting
+
+
 def check_arguments(
     config: Any,
     input_ids: Tensor | None,
@@ -133,7 +139,7 @@ def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> No
 def check_exported_cache(cache: Cache) -> None:
     """Raises `ValueError` where a cache that grows is an input of a graph that is exported, which cannot work."""
     ours = (layer for layer in cache.layers if hasattr(layer, "make_room") and not hasattr(layer, "max_cache_len"))
-    if torch.compiler.is_exporting() and any(layer.get_seq_length() > 0 for layer in ours):
+    if is_exporting() and any(layer.get_seq_length() > 0 for layer in ours):
         raise ValueError(
             "A graph is exported with a `DynamicCache` that holds tokens, whose number would be a constant of the "
             "graph: make the cache with `StaticCache(config=model.config, max_cache_len=...)`, and give an "

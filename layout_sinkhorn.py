@@ -174,8 +174,12 @@ def make_layout(
 
 def fixed_length(cache: Any | None) -> int | None:
     """The tokens that a cache of fixed size has room for; `None` of one that grows."""
-    layers = cache.layers if cache is not None else []
-    return next(filter(None, (getattr(layer, "max_cache_len", None) for layer in layers)), None)
+    if cache is None:
+        return None
+    # Not `next` of a filter with a default: older versions of torch, as 2.8, cannot compile it.
+    lengths = [getattr(layer, "max_cache_len", None) for layer in cache.layers]
+    lengths = [length for length in lengths if length]
+    return lengths[0] if lengths else None
 
 
 def block_layout(config: Any, inputs: LayoutInputs, rotary: Rotary) -> BlockLayout:

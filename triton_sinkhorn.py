@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 
+try:  # a folder on the Hub, or any package
+    from .compatibility_sinkhorn import is_exporting
+except ImportError:  # flat modules, as installed
+    from compatibility_sinkhorn import is_exporting
+
 # Before the import of triton, which takes time: where the kernels cannot run, it is not imported.
 if torch.version.cuda is None and not os.environ.get("TRITON_INTERPRET"):
     raise ImportError("triton_sinkhorn needs torch built for CUDA, or Triton's interpreter (TRITON_INTERPRET=1).")
@@ -31,7 +36,7 @@ LEAST_COMPUTE_CAPABILITY = 8  # Ampere: Triton has no matrix units for older one
 
 def is_triton_supported(x: Tensor) -> bool:
     """Whether the kernels can run on the device of `x`. Not in an exported graph, which must run on any device."""
-    if not x.is_cuda or torch.version.hip is not None or torch.jit.is_tracing() or torch.compiler.is_exporting():
+    if not x.is_cuda or torch.version.hip is not None or torch.jit.is_tracing() or is_exporting():
         return False
     return torch.cuda.get_device_properties(x.device).major >= LEAST_COMPUTE_CAPABILITY
 

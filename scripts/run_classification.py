@@ -47,7 +47,8 @@ from training.model_choice import (
 )
 from training.progress import Announcements, quiet_libraries, without_load_report
 from training.resuming import TrainingTimer, find_checkpoint, train_and_save
-from training.small_data import ModelOfOwnDataArguments, choose_passes, choose_start
+from training.small_data import ModelOfOwnDataArguments, choose_checkpoint, choose_passes, choose_start
+from training.texts import texts_of
 from training.trained_head import check_parts, trained_head
 
 
@@ -127,11 +128,13 @@ def main() -> None:
     check_training(training_args, METRIC_NAMES[task.problem_type])
     training_args.choose_best_by(metric_name, given)
     loss = make_loss(task, training_args)
-    texts = task.splits["train"]["text"] if "train" in task.splits else []  # without them, the model has a tokenizer
     starts_from_ours = False
     if training_args.do_train and (data_args.train_file or data_args.dataset_name):
-        starts_from_ours = choose_start(model_args, given, texts, checkpoint)
+        starts_from_ours = choose_start(model_args, given, texts_of(task.splits["train"]), checkpoint)
         choose_passes(training_args, given, len(task.splits["train"]))
+        if starts_from_ours:
+            choose_checkpoint(training_args, given, len(task.splits.get("validation", [])))
+    texts = texts_of(task.splits["train"]) if "train" in task.splits else []  # without them, the model has a tokenizer
     tokenizer = load_tokenizer(model_args, texts, checkpoint)
     with without_load_report(unless=not starts_from_ours):
         model = load_model(model_args, task, tokenizer)
@@ -208,7 +211,7 @@ def make_loss(task: Task, args: ClassificationTrainingArguments):
             raise UserError(f"--class_weights is for one class a document; this task is {kind}.")
     weights = None
     if args.class_weights == "balanced" and "train" in task.splits:
-        weights = balanced_weights(task.splits["train"]["label"], len(task.label_names))
+        weights = balanced_weights(task.splits["train"]["label"][:], len(task.label_names))
         told = ", ".join(f"{name} {weight:.2g}" for name, weight in zip(task.label_names[:20], weights))
         print(f"Weights of the classes: {told}{', ...' if len(weights) > 20 else ''}")
     return classification_loss(weights, args.label_smoothing_factor)

@@ -105,6 +105,8 @@ def export(recipe: Recipe, source: Path, folder: Path) -> None:
         ids = {name: getattr(config, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         model.generation_config = GenerationConfig(**ids, **recipe.generation)
     tokenizer = AutoTokenizer.from_pretrained(source)
+    for name in ("is_local", "local_files_only"):  # how it was opened on this machine, which a save would write down
+        tokenizer.init_kwargs.pop(name, None)
     with code_set_aside(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -31,7 +31,8 @@ PERIODS = (
 )
 PASSAGE_WORDS = 300
 CONDITIONS = {
-    "from scratch, 4 passes": "--from_scratch --num_train_epochs 4",  # the defaults of version 0.1
+    # The defaults of version 0.1.
+    "from scratch, 4 passes": "--from_scratch --num_train_epochs 4 --load_best_model_at_end",
     "by default": "",
     "from scratch": "--from_scratch",
     "balanced class weights": "--class_weights balanced",

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
-from training.file_rows import FileRows, named, to_dataset
+from training.file_rows import FileRows, named, to_dataset, with_column
 from training.labels import (
     Label,
     are_vectors,
@@ -113,7 +113,7 @@ def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -
             raise UserError(
                 f"the training data has one class only ({names[0] if names else 'none'}); it needs two or more."
             )
-        _tell_single_examples(splits["train"]["label"])
+        _tell_single_examples(splits["train"]["label"][:])
     several = kind == "multi_label_classification"
     number = {name: index for index, name in enumerate(names)}
     if all(name == f"LABEL_{index}" for name, index in number.items()):  # a model that was not told the names
@@ -143,8 +143,7 @@ def make_task(splits: DatasetDict, regression: bool, head: Head | None = None) -
     by_place = _read_vectors(splits, names) if several else lambda labels: labels
     for part, data in splits.items():
         if "label" in data.column_names:
-            numbered = numbers(by_place(list(data["label"])), part)
-            splits[part] = data.remove_columns("label").add_column("label", numbered)
+            splits[part] = with_column(data, "label", numbers(by_place(data["label"][:]), part))
     return Task(splits, kind, names)
 
 
@@ -153,7 +152,7 @@ LEAVE_OUT = "Correct them, or leave the label column out: rows without a label a
 
 def _classes(splits: DatasetDict) -> tuple[str, list[str]]:
     """What the training part shows: the kind of task, and the classes in order."""
-    labels = list(splits["train"]["label"])
+    labels = splits["train"]["label"][:]
     if not any(isinstance(label, list) for label in labels):
         _refuse_measurements(labels)
         return "single_label_classification", sorted(set(labels), key=natural_order)
@@ -178,7 +177,7 @@ def _refuse_measurements(labels: list[str]) -> None:
 
 def _read_vectors(splits: DatasetDict, names: list[str]) -> Callable[[list[Label]], list[Label]]:
     """How the lists of all parts are read: as vectors, if those of the first labelled part are and fit the classes."""
-    first = next((list(data["label"]) for data in splits.values() if "label" in data.column_names), [])
+    first = next((data["label"][:] for data in splits.values() if "label" in data.column_names), [])
     length = next((len(label) for label in first if label is not None), 0)
     if length != len(names) or not are_vectors(first):
         return lambda labels: labels
@@ -209,15 +208,16 @@ def hold_out_validation(train: Dataset, seed: int, regression: bool = False) -> 
     """
     if len(train) < 2:
         raise UserError("the training data has one row only; it needs more, or give --validation_file as well.")
-    labels = [str(label) for label in train["label"]]
+    labels = train["label"][:]  # all at once: a column hands out cells one by one, each from a table of its own
+    names = [str(label) for label in labels]
     size = max(1, round(VALIDATION_FRACTION * len(train)))
-    classes = Counter(labels)
+    classes = Counter(names)
     can_stratify = min(classes.values()) >= 2 and len(classes) <= min(size, len(train) - size)
     kept, held_out = train_test_split(
-        range(len(train)), test_size=size, random_state=seed, stratify=labels if can_stratify else None
+        range(len(train)), test_size=size, random_state=seed, stratify=names if can_stratify else None
     )
     if not regression:
-        classes_of = [classes_in(label) for label in train["label"]]
+        classes_of = [classes_in(label) for label in labels]
         seen = set().union(*(classes_of[row] for row in kept))
         for row in list(held_out):
             if not classes_of[row] <= seen:  # the model could not learn it

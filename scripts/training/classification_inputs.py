@@ -127,8 +127,8 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
             )
         if "label" in rows.column_names:
             encoded[part] = encoded[part].rename_column("label", "labels")
-        lengths = list(encoded[part]["tokens_uncut"])
-        places = rows["row"] if "row" in rows.column_names else range(len(rows))
+        lengths = encoded[part]["tokens_uncut"][:]
+        places = rows["row"][:] if "row" in rows.column_names else range(len(rows))
         if without := [row for row, length in zip(places, lengths) if length == 0]:
             raise UserError(
                 f"the {part} data has documents of which the tokenizer makes no token ({named(without)}); drop "

@@ -15,7 +15,7 @@ from common.run_record import command, provenance, write_run
 from training.baselines import baseline_scores
 from training.class_report import report_lines
 from training.classification_data import Task
-from training.model_choice import recorded_name
+from training.model_choice import recorded_config, recorded_name
 from training.predictions import write_predictions
 from training.small_data import advice
 
@@ -60,7 +60,7 @@ def predict(trainer: Trainer, data: Dataset, task: Task) -> dict[str, float]:
     Writes a line for each test document to `predict_results.tsv`; its scores, where there are labels. Of rows with and
     without labels those with one make the scores.
     """
-    labels = data["labels"] if "labels" in data.column_names else [None] * len(data)
+    labels = data["labels"][:] if "labels" in data.column_names else [None] * len(data)
     lengths = [len(ids) for ids in data["input_ids"]]
     order, logits, metrics = [], [], {}
     with _documents_in_order(trainer.args):
@@ -123,7 +123,7 @@ def report(
     run = {
         **provenance(),
         "command": command(),
-        "config": trainer.model.config.to_dict(),
+        "config": recorded_config(trainer.model.config),
         "base_model": recorded_name(base_model),
         "by_class": {name: found for name, found in by_class.items() if found},
         "data": {"split_by": data_args.split_by, "split_seed": data_args.split_seed}
@@ -161,5 +161,5 @@ def _labelled(rows: Dataset) -> Dataset:
     """Of a test part with labels, the rows that have one."""
     if "label" not in rows.column_names:
         return rows
-    kept = [row for row, label in enumerate(rows["label"]) if label is not None]
+    kept = [row for row, label in enumerate(rows["label"][:]) if label is not None]
     return rows if len(kept) == len(rows) else rows.select(kept)

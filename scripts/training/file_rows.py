@@ -88,6 +88,24 @@ def to_dataset(columns: dict[str, Any]) -> Dataset:
     return Dataset(pyarrow.table(columns), fingerprint=generate_random_fingerprint())
 
 
+def with_column(data: Dataset, name: str, cells: Sequence[Any]) -> Dataset:
+    """
+    `data` with other cells in its column `name`. `add_column` of `datasets` writes every row of a selection, as a held-out
+    part is, anew; here the parts of a file stay lists of places in one table.
+    """
+    table, places = data.data.table, data._indices
+    if places is None:
+        column = pyarrow.array(cells)
+    else:
+        spread: list[Any] = [None] * len(table)
+        for place, cell in zip(places.column(0).to_pylist(), cells):
+            spread[place] = cell
+        column = pyarrow.array(spread)
+    # What the table says about the types of its columns is about the old cells.
+    table = table.set_column(table.column_names.index(name), name, column).replace_schema_metadata(None)
+    return Dataset(table, indices_table=places, fingerprint=generate_random_fingerprint())
+
+
 def named(rows: Sequence[int]) -> str:
     """`row 3` or `rows 3, 7, 8 and 12 more`, for messages; the first ten, counted from 0."""
     told = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")

@@ -150,7 +150,7 @@ def to_chunks(
     chunks, rates = {}, {}
     for part, rows in tokens.items():
         lengths = [len(ids) for ids in rows["input_ids"]]
-        rates[part] = sum(lengths) / sum(rows["bytes"])
+        rates[part] = sum(lengths) / sum(rows["bytes"][:])
         rows = rows.remove_columns("bytes")
         summary = f"{part}: {len(rows)} documents, {sum(lengths)} tokens"
         if args.keep_documents:

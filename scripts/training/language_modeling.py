@@ -35,10 +35,12 @@ from training.model_choice import (
     load_tokenizer,
     load_weights,
     longest_input,
+    recorded_config,
     recorded_name,
 )
 from training.progress import Announcements, quiet_libraries
 from training.resuming import TrainingTimer, find_checkpoint, is_resuming, resumes_from_last_checkpoint, train_and_save
+from training.texts import texts_of
 
 
 @dataclass
@@ -120,7 +122,7 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
     if training_args.compare_with:
         check_comparison(model_args, training_args)
     documents = load_documents(data_args, dataset_options(model_args))
-    tokenizer = load_tokenizer(model_args, documents["train"]["text"], checkpoint)
+    tokenizer = load_tokenizer(model_args, texts_of(documents["train"]), checkpoint)
     config = load_config(model_args, tokenizer, objective.small_model)
     variants = variants_of(config, training_args)
     length, longest = chunk_length(*extra), longest_input(config, tokenizer)
@@ -244,7 +246,7 @@ def train_and_evaluate(
     )
     if args.do_train:
         train_and_save(trainer, given, checkpoint)
-    record = {"parameters": model.num_parameters(), "config": model.config.to_dict(), "scores": {}}
+    record = {"parameters": model.num_parameters(), "config": recorded_config(model.config), "scores": {}}
     record |= {"commit": COMMIT, "flags": training_flags(given)}
     record["train_seconds"] = round(timer.earlier + time.time() - started, 1)
     parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]

@@ -116,9 +116,14 @@ def load_config(
 
 def recorded_name(name: str | None) -> str | None:
     """The name of a model for the record of a run: of a folder, the last part, since the rest is of this machine."""
-    if name is None or not Path(name).expanduser().exists():
+    if not name or not Path(name).expanduser().exists():
         return name
     return Path(name).expanduser().resolve().name
+
+
+def recorded_config(config: PreTrainedConfig) -> dict[str, Any]:
+    """A configuration for the record of a run."""
+    return config.to_dict() | {"_name_or_path": recorded_name(config.name_or_path)}
 
 
 def check_folders(model_args: Any) -> None:

@@ -20,12 +20,12 @@ def write_predictions(path: Path, task: Task, data: Dataset, logits: Tensor) -> 
     for each class its probability. Several labels of a row are written as a JSON list.
     """
     known = [name for name in ("id", "label") if name in data.column_names]
-    columns = {"index": data["row"]}
+    columns = {"index": data["row"][:]}
     if "id" in known:
-        columns["id"] = data["id"]
+        columns["id"] = data["id"][:]
     columns["prediction"], shares = _predictions(task, logits)
     if "label" in known:
-        columns["label"] = [_label(task, label) for label in data["label"]]
+        columns["label"] = [_label(task, label) for label in data["label"][:]]
     for index, name in enumerate(task.label_names or []):
         columns[f"p({name})"] = [f"{row[index]:.4f}" for row in shares]
     with open(path, "w", encoding="utf-8", newline="") as file:

@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """The texts of some columns of a file or data set, and which of them are empty."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow
@@ -45,6 +46,12 @@ def join_texts(data: Dataset | FileRows, columns: list[str], separator: str, nam
             f"bytes; make it a string in column {', '.join(columns)}."
         )
     return joined.texts()
+
+
+def texts_of(data: Dataset, at_once: int = 1000) -> Iterator[str]:
+    """The column `text`, some rows at a time: row by row, a selection of rows takes four times as long."""
+    for start in range(0, len(data), at_once):
+        yield from data["text"][start : start + at_once]
 
 
 def _text(cell: Any, separator: str) -> str:

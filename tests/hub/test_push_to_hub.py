@@ -427,8 +427,8 @@ def test_private_is_private(round_trip, hub):
 
 
 SHIPPED = {
-    "sinkhorn-sotu-encoder": ("fill-mask", "The state of the<mask> is strong.", {}),
-    "sinkhorn-books-encoder": ("fill-mask", "And God said unto<mask>, Speak.", {}),
+    "sinkhorn-sotu-encoder": ("fill-mask", "The state of the <mask> is strong.", {}),
+    "sinkhorn-books-encoder": ("fill-mask", "And God said unto <mask>, Speak.", {}),
     "sinkhorn-sotu-party": ("text-classification", TEXT * 100, {"top_k": None}),
     "sinkhorn-sotu-lm": ("text-generation", TEXT, GENERATE),
 }

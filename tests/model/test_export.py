@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from packaging.version import Version
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import StaticCache
 from transformers.exporters.exporter_dynamo import register_cache_pytrees_for_model
 
-from compatibility_sinkhorn import CACHE_NAME, cache_of
+from compatibility_sinkhorn import CACHE_NAME, cache_of, is_exporting
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
@@ -59,6 +60,11 @@ def inputs_of(rows: int, length: int, *names: str) -> dict[str, torch.Tensor]:
 # ONNX ----------------------------------------------------------------------------------------------------------------
 
 
+def skip_without_an_exporter() -> None:
+    if Version(torch.__version__) < Version("2.11"):
+        pytest.skip(f"the library's exporter to ONNX needs torch 2.11, not {torch.__version__}")
+
+
 @pytest.fixture
 def to_onnx(tmp_path: Path) -> Callable:
     """
@@ -77,6 +83,7 @@ def to_onnx(tmp_path: Path) -> Callable:
             shapes = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in names}
             torch.onnx.export(model, (), path, kwargs=sample, dynamic_shapes=shapes, output_names=["logits"])
         else:
+            skip_without_an_exporter()
             OnnxExporter().export(model, sample | flags, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
@@ -200,6 +207,7 @@ def test_onnx_goes_on_from_a_static_cache(layer_types, overrides, tmp_path):
 
     ids, mask, cache = begin(2, 7)
     step = {"input_ids": ids[:, 7:8], "attention_mask": mask, CACHE_NAME: cache}
+    skip_without_an_exporter()
     OnnxExporter().export(model, step, OnnxConfig(dynamic=True)).save_pretrained(tmp_path)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     states = [value.name for value in session.get_inputs() if CACHE_NAME in value.name]
@@ -267,6 +275,17 @@ def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic:
 
 
 CAUSAL_HARD = {"is_decoder": True, **HARD}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_compiled_graph_is_not_taken_for_an_exported_one(strict):
+    class Tell(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + is_exporting()
+
+    x = torch.zeros(1)
+    assert torch.compile(Tell(), backend="eager", fullgraph=True)(x) == 0 == Tell()(x)
+    assert torch.export.export(Tell(), (x,), strict=strict).module()(x) == 1
 
 
 # Each is a quarter of a minute of compilation: one of them in every run is enough.

@@ -217,6 +217,23 @@ def test_few_documents_are_read_more_often(tmp_path, monkeypatch, capsys):
     assert passes(194, {}, gradient_accumulation_steps=4) == 29
 
 
+def test_few_validation_documents_do_not_choose_the_weights(tmp_path, monkeypatch, capsys):
+    from transformers import TrainingArguments
+
+    from training.small_data import choose_checkpoint
+
+    def takes_the_best(num_validation: int, *given: str) -> bool:
+        args = TrainingArguments(
+            tmp_path, use_cpu=True, eval_strategy="epoch", save_strategy="epoch", load_best_model_at_end=True
+        )
+        choose_checkpoint(args, dict.fromkeys(given, []), num_validation)
+        return args.load_best_model_at_end
+
+    assert not takes_the_best(22) and "22 validation documents are too few" in capsys.readouterr().out
+    assert takes_the_best(100) and takes_the_best(22, "metric_for_best_model")
+    assert takes_the_best(22, "load_best_model_at_end") and takes_the_best(22, "early_stopping_patience")
+
+
 def test_advice_where_words_alone_do_better(monkeypatch):
     from argparse import Namespace
 
@@ -248,6 +265,7 @@ def test_by_default_an_own_english_file_starts_from_the_encoder(tmp_path, monkey
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["base_model"] == "sinkhorn-books-encoder" and record["config"]["hidden_size"] == 192
     assert record["config"]["hidden_dropout"] == 0.1
+    assert record["config"]["_name_or_path"] == "sinkhorn-books-encoder"  # no folders of the machine
 
 
 @pytest.mark.parametrize("name", ["runs/clm", "./clm", "a/b/c", "clm"])

@@ -200,6 +200,30 @@ def test_no_class_is_held_out_whole(monkeypatch):
         hold_out_validation(Dataset.from_dict({"label": ["a", "b"]}), 0)
 
 
+def test_a_held_out_part_copies_no_rows(monkeypatch):
+    """Both parts have numbered labels, and show rows of one table still."""
+    from training.classification_data import hold_out_validation, make_task
+    from training.file_rows import to_dataset
+    from training.texts import texts_of
+
+    def address(part: Dataset) -> int:
+        return part.data.table.column("text").chunk(0).buffers()[2].address
+
+    texts, labels = [f"text {row}" for row in range(40)], ["a", "b"] * 20
+    whole = to_dataset({"text": texts, "row": list(range(40)), "label": labels})
+    splits = dict(zip(("train", "validation"), hold_out_validation(whole, 0)))
+    test = to_dataset({"text": texts[:3], "row": [0, 1, 2], "label": ["b", None, "a"]})
+    parts = make_task(DatasetDict({**splits, "test": test}), regression=False).splits
+    assert {address(parts[name]) for name in splits} == {address(whole)}
+    assert parts["test"]["label"][:] == [1, None, 0]
+    assert sorted(parts["train"]["row"][:] + parts["validation"]["row"][:]) == list(range(40))
+    for part in (parts["train"], parts["validation"]):
+        assert part["label"][:] == [row % 2 for row in part["row"]]
+        assert list(texts_of(part, at_once=7)) == [texts[row] for row in part["row"]]
+    shuffled = parts["train"].shuffle(seed=1).select(range(9))  # what --max_train_samples does
+    assert shuffled["label"][:] == [row % 2 for row in shuffled["row"]]
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     train, other = write_table(tmp_path / "train.csv"), write_table(tmp_path / "other.csv", 12)
     flags = ["--output_dir", tmp_path / "out", *TINY, "--skip_baselines"]

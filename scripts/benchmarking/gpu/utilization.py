@@ -79,8 +79,6 @@ def compiled(arguments: argparse.Namespace) -> dict[str, Any]:
     Compares compiled with eager forward and backward passes of the soft encoder, the floor and full attention, at the
     two shortest lengths. `mode="reduce-overhead"` replays all launches at once.
     """
-    # Before 2.13, torch reports an export whenever it compiles.
-    torch.compiler.is_exporting = lambda: False
     return {
         str(length): {
             name: _compiled_at(name, length, arguments.seconds) for name in (FLOOR, SINKHORN_SOFT, FULL_ATTENTION)
