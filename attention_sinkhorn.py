@@ -8,6 +8,7 @@ Shape letters as in `layout_sinkhorn.py`, and `E` hidden size.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers.utils import TransformersKwargs
 
 try:  # a folder on the Hub, or any package
     from .block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
-    from .cached_attention_sinkhorn import attend_from_cache
+    from .cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout, Layout
     from .maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
@@ -28,10 +29,10 @@ try:  # a folder on the Hub, or any package
     from .rotary_sinkhorn import apply_rotary
     from .sort_net_sinkhorn import SinkhornSortNet
     from .sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
-    from .sorting_sinkhorn import from_blocks, hard_assignment, local_offsets, local_window, to_blocks
+    from .sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
 except ImportError:  # flat modules, as installed
     from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
-    from cached_attention_sinkhorn import attend_from_cache
+    from cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout, Layout
     from maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
@@ -39,7 +40,7 @@ except ImportError:  # flat modules, as installed
     from rotary_sinkhorn import apply_rotary
     from sort_net_sinkhorn import SinkhornSortNet
     from sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
-    from sorting_sinkhorn import from_blocks, hard_assignment, local_offsets, local_window, to_blocks
+    from sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
 
 
 def eager_attention_forward(
@@ -201,18 +202,12 @@ class SinkhornAttention(SinkhornBaseAttention):
             new tokens touch, or `None` in a layer that does not sort.
         """
         layout, maps = layout.blocks, self.returns_maps(kwargs)
+        keeps_matrix = bool(kwargs.get("output_sort_matrices", getattr(self.config, "output_sort_matrices", False)))
         blocks = to_blocks(hidden_states, layout.grid)
         query, key, value = self.project(blocks)
-        if cache is not None:
-            layer = cache.layers[self.layer_idx]
-            output, attention_map, sort_matrix = attend_from_cache(
-                self, blocks, query, key, value, layout, layer, maps
-            )
-        else:
-            layer = None
-            sort_matrix = self.sort_net(blocks, layout) if self.sorts else None
-            attend = self._attend_in_chunks if self._uses_block_attention(query) else self._attend_in_whole
-            output, attention_map = attend(query, key, value, sort_matrix, layout, maps)
+        layer = None if cache is None else cache.layers[self.layer_idx]
+        attend = self.attend_to_rows if layer is None else partial(self.attend_from_cache, layer)
+        output, attention_map, sort_matrix = attend(blocks, query, key, value, layout, maps, keeps_matrix)
         if not maps:
             return from_blocks(self.o_proj(output.flatten(-2)), layout.grid), None, sort_matrix
         if layer is not None:
@@ -227,6 +222,50 @@ class SinkhornAttention(SinkhornBaseAttention):
         return output, attention_map, sort_matrix
 
     # Whole rows -----------------------------------------------------------------------------------------------------
+
+    def attend_to_rows(
+        self,
+        blocks: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: BlockLayout,
+        maps: bool,
+        keeps_matrix: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """
+        Args:
+            blocks: `(B, N, b, E)`, the input of the layer.
+            query: `(B, N, b, H, D)`, not rotated.
+            key, value: `(B, N, b, G, D)`, not rotated.
+            keeps_matrix: whether the sort matrix will be asked for, where it costs anything to keep.
+
+        Returns:
+            The output `(B, N, b, H, D)`; with `maps` the map between slots `(B, H, N, b, N, b)`; the sort matrix.
+        """
+        sort_matrix = None
+        if self.sorts and self.sort_net.compares_keys:
+            tables = layout.tables.unsqueeze(-2)
+            rotated_query, rotated_key = apply_rotary(query, *tables), apply_rotary(key, *tables)
+            sort_matrix = self.sort_net(blocks, layout, rotated_query, rotated_key.permute(0, 3, 1, 2, 4))
+        elif self.sorts:
+            sort_matrix = self.sort_net(blocks, layout)
+        attend = self._attend_in_chunks if self._uses_block_attention(query) else self._attend_in_whole
+        return *attend(query, key, value, sort_matrix, layout, maps), sort_matrix
+
+    def attend_from_cache(
+        self,
+        cache: CacheLayer,
+        blocks: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        layout: BlockLayout,
+        maps: bool,
+        keeps_matrix: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same for new tokens, which are stored in the cache, on their grid of `M` blocks of `Q` slots."""
+        return attend_from_cache(self, blocks, query, key, value, layout, cache, maps)
 
     def _attend_in_whole(
         self, query: Tensor, key: Tensor, value: Tensor, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
@@ -246,9 +285,14 @@ class SinkhornAttention(SinkhornBaseAttention):
         sorted_blocks = None
         if self.sorts:
             sorted_blocks = self._sort(sort_matrix, key if self.mixes_keys else rotated_key, value, layout)
-        offsets = local_offsets(self.config.num_local_blocks, self.is_causal)
-        local = tuple(local_window(x, offsets).transpose(2, 3) for x in (rotated_key, value))
+        local = self.always_read(rotated_key, value, layout)
         return self.attend_to_parts(query, sorted_blocks, local, (rotated_key, value), layout, maps)
+
+    def always_read(self, key: Tensor, value: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
+        """`(B, N, b, G, D)`, keys rotated, to those of sinks and local blocks, `(B, N, G, K_local, D)`."""
+        offsets = local_offsets(self.config.num_local_blocks, self.is_causal)
+        arguments = offsets, self.config.num_sink_blocks, layout.sink_index
+        return tuple(always_read(x, *arguments).transpose(2, 3) for x in (key, value))
 
     def _sort(self, sort_matrix: Tensor, key: Tensor, value: Tensor, layout: BlockLayout) -> SortedBlocks:
         """Sorts keys, rotated unless they are mixed, and values `(B, N, b, G, D)`."""
@@ -274,6 +318,7 @@ class SinkhornAttention(SinkhornBaseAttention):
             is_block_attention_supported(query)
             and self.layer_type in ("sinkhorn_attention", "local_attention")
             and config.num_local_blocks == 1
+            and config.num_sink_blocks == 0
             and config._attn_implementation == "sdpa"
             and not (self.training and config.attention_dropout > 0)
         )
@@ -314,7 +359,7 @@ class SinkhornAttention(SinkhornBaseAttention):
 
         Args:
             query: `(B, M, Q, H, D)`.
-            local: keys and values of the local blocks, `(B, M, G, K_local, D)`.
+            local: keys and values of sinks and local blocks, `(B, M, G, K_local, D)`.
             everything: keys and values of all blocks, `(B, N, b, G, D)`; only a mixture reads them.
 
         Returns:
@@ -325,7 +370,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         output, attention_map = self._attend_to_blocks(query, sorted_blocks, local, layout, maps)
         if self.layer_type == "mixture_attention":
             # A mixture adds two outputs, each a mean of values; its map is the mean of the two maps.
-            full_output, full_map = self._attend_to_everything(query, *everything, layout, maps)
+            full_output, full_map = self.attend_to_everything(query, *everything, layout, maps)
             output = output + full_output
             attention_map = (attention_map + full_map) / 2 if maps else None
         return output, attention_map
@@ -338,7 +383,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         layout: BlockLayout,
         maps: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """One softmax over [sorted blocks ; local blocks] (design 2.6). Every block is a batch entry of its own."""
+        """One softmax over [sorted blocks ; sinks ; local blocks] (design 2.6). Every block is a batch entry of its own."""
         keys, values = local
         num_local = keys.shape[3]
         mask = self._block_mask(None, layout, 0)
@@ -353,11 +398,15 @@ class SinkhornAttention(SinkhornBaseAttention):
         if weights is None:
             return output, None
         weights = weights.unflatten(0, query.shape[:2]).transpose(1, 2)  # (B, H, M, Q, K)
-        offsets = local_offsets(self.config.num_local_blocks, self.is_causal)
-        attention_map = local_map(weights[..., -num_local:], offsets, layout)
+        attention_map = self.local_map(weights[..., -num_local:], layout)
         if sorted_blocks is not None:
             attention_map = attention_map + sorted_map(weights[..., :-num_local], self._source_shares(sorted_blocks))
         return output, attention_map
+
+    def local_map(self, weights: Tensor, layout: BlockLayout) -> Tensor:
+        """Weights on sinks and local blocks `(B, H, M, Q, K_local)` to weights on slots `(B, H, M, Q, N, b)`."""
+        offsets = local_offsets(self.config.num_local_blocks, self.is_causal)
+        return local_map(weights, offsets, self.config.num_sink_blocks, layout)
 
     def _block_mask(self, sorted_mask: Tensor | None, layout: BlockLayout, num_sorted: int) -> Tensor | None:
         """
@@ -368,9 +417,9 @@ class SinkhornAttention(SinkhornBaseAttention):
         if num_sorted == 0:
             return local_mask
         b = self.config.block_size
-        num_local = len(local_offsets(self.config.num_local_blocks, self.is_causal)) * b
+        num_local = self.config.num_sink_blocks + len(local_offsets(self.config.num_local_blocks, self.is_causal))
         sorted_mask = None if sorted_mask is None else sorted_mask.unsqueeze(3)
-        return join_masks(sorted_mask, num_sorted * b, local_mask, num_local, layout.tables.cos.device)
+        return join_masks(sorted_mask, num_sorted * b, local_mask, num_local * b, layout.tables.cos.device)
 
     def _attend_to_kept_blocks(
         self, query: Tensor, sorted_blocks: SortedBlocks, maps: bool
@@ -386,7 +435,7 @@ class SinkhornAttention(SinkhornBaseAttention):
             return output, None
         return output, sortcut_map(weights.unflatten(2, query.shape[1:3]), self._source_shares(sorted_blocks))
 
-    def _attend_to_everything(
+    def attend_to_everything(
         self, query: Tensor, key: Tensor, value: Tensor, layout: BlockLayout, maps: bool
     ) -> tuple[Tensor, Tensor | None]:
         """The full attention of a mixture, on the grid. `key` and `value` `(B, N, b, G, D)`."""

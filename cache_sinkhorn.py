@@ -30,7 +30,13 @@ RECENT_BLOCKS = 2
 # The tensors that a layer may hold. The first dimension of each is the batch; those that grow with the text are listed
 # with the dimension that does, by tokens or by blocks.
 TOKEN_STATES = (("stored_keys", 2), ("stored_values", 2), ("positions", 1))
-BLOCK_STATES = (("row_features", 1), ("column_features", 1), ("totals", 1))
+BLOCK_STATES = (
+    ("row_features", 1),
+    ("column_features", 1),
+    ("totals", 1),
+    ("piece_keys", 2),
+    ("recent_columns", 4),
+)
 OTHER_STATES = (
     "counts",
     "recent_inputs",
@@ -86,6 +92,8 @@ class _BlockStates:
     row_features: Tensor | None  # (B, N, F) of each block as a destination
     column_features: Tensor | None  # (B, N, F) of each full block as a source
     totals: Tensor | None  # (B, N, E) sum of the inputs to the end of each full block
+    piece_keys: Tensor | None  # (B, G, N, p * C) what queries are compared with, of each piece of a block
+    recent_columns: Tensor | None  # (B, blocks * b + 1, G, T, N) column sums of a plan after each of the latest tokens
     columns: Tensor | None  # (B, G, T, N) running column sums, see `causal_sinkhorn_balance`
     open_row: Tensor | None  # (B, G, N) the row of the sort matrix of the block being written
 
@@ -99,6 +107,7 @@ class _BlockStates:
             setattr(self, name, None)
         self.is_initialized = False
         self.record_past = False
+        self.crops_anywhere = False  # set by attention that needs nothing but keys
         self.recorded_tokens = 0  # since the last `crop`
         self.cropped_tokens = 0  # since the last pass
 
@@ -171,21 +180,14 @@ class _BlockStates:
             `(B, M, b, E)`: the blocks that new tokens touch, with the tokens that the first one held already; `None`
             where no block opens or is filled up, so that nothing needs them.
         """
-        b, num_blocks = self.block_size, self._num_recent_blocks()
-        ring, width = num_blocks * b, blocks.shape[-1]
-        if self.recent_inputs is None:
-            self.recent_inputs = blocks.new_zeros(blocks.shape[0], ring + 1, width)
-        elif self.recent_inputs.shape[1] != ring + 1:
-            self._resize_recent(num_blocks, layout)
+        b, width = self.block_size, blocks.shape[-1]
+        ring = self._ring("recent_inputs", layout, width, like=blocks)
         held = None
         if layout.opens or layout.closes:
             slot = torch.arange(b, device=blocks.device)
             held = (layout.first_block.unsqueeze(-1) * b + slot) % ring
             held = self.recent_inputs.gather(1, held.unsqueeze(-1).expand(-1, -1, width))
-        # Only the last of many new tokens are kept: no place is written twice.
-        last = layout.first_block + layout.last_block
-        stays = layout.filled.flatten(1) & (layout.slots // b > (last - num_blocks).unsqueeze(-1))
-        index = torch.where(stays, layout.slots % ring, ring).unsqueeze(-1)
+        index = self._places_in_ring(layout, ring).unsqueeze(-1)
         self._write("recent_inputs", self.recent_inputs, 1, index, blocks.flatten(1, 2))
         if held is None:
             return None
@@ -199,36 +201,77 @@ class _BlockStates:
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 
-    def _resize_recent(self, num_blocks: int, layout: CacheLayout) -> None:
-        """Moves the ring of recent inputs to another size. Rows keep their latest blocks, as many as fit."""
-        b, old_ring = self.block_size, self.recent_inputs.shape[1] - 1
+    def _ring(self, name: str, layout: CacheLayout, *shape: int, like: Tensor) -> int:
+        """Makes room in the ring of that name, and returns its size; `shape` of one entry."""
+        num_blocks = self._num_recent_blocks()
+        ring, state = num_blocks * self.block_size, getattr(self, name)
+        if state is None:
+            setattr(self, name, like.new_zeros(like.shape[0], ring + 1, *shape))
+        elif state.shape[1] != ring + 1:
+            setattr(self, name, self._resized_ring(state, num_blocks, layout))
+        return ring
+
+    def _places_in_ring(self, layout: CacheLayout, ring: int) -> Tensor:
+        """
+        `(B, M * Q)`: where new tokens go in a ring, the last place for what is no token. Only the last of many new
+        tokens are kept: no place is written twice.
+        """
+        last = layout.first_block + layout.last_block
+        oldest = (last - ring // self.block_size).unsqueeze(-1)
+        stays = layout.filled.flatten(1) & (layout.slots // self.block_size > oldest)
+        return torch.where(stays, layout.slots % ring, ring)
+
+    def _resized_ring(self, state: Tensor, num_blocks: int, layout: CacheLayout) -> Tensor:
+        """A ring of another size. Rows keep their latest blocks, as many as fit."""
+        b, old_ring = self.block_size, state.shape[1] - 1
         last = (layout.past_counts - 1).clamp(min=0) // b
         place = torch.arange(num_blocks, device=last.device)
         # (B, blocks): the latest block with that place in the ring, below 0 where there is none.
         block = last.unsqueeze(-1) - (last.unsqueeze(-1) - place) % num_blocks
         slots = (block.unsqueeze(-1) * b + torch.arange(b, device=last.device)).flatten(1) % old_ring
         slots = nn.functional.pad(slots, (0, 1), value=old_ring)
-        slots = slots.unsqueeze(-1).expand(-1, -1, self.recent_inputs.shape[-1])
-        self.recent_inputs = self.recent_inputs.gather(1, slots)
+        slots = slots.view(*slots.shape, *[1] * (state.dim() - 2)).expand(-1, -1, *state.shape[2:])
+        return state.gather(1, slots)
+
+    # Column sums of a plan from tokens to blocks -------------------------------------------------------------------
+
+    def column_sums_before(self, layout: CacheLayout) -> Tensor | None:
+        """`(B, G, T, N)`: the column sums after the last token in the cache; `None` in an empty one."""
+        if self.recent_columns is None:
+            return None
+        ring = self.recent_columns.shape[1] - 1
+        last = ((layout.past_counts - 1).clamp(min=0) % ring).view(-1, 1, 1, 1, 1)
+        columns = self.recent_columns.gather(1, last.expand(-1, 1, *self.recent_columns.shape[2:])).squeeze(1)
+        columns = columns.masked_fill((layout.past_counts == 0).view(-1, 1, 1, 1), 0)
+        return columns[..., : layout.num_blocks]
+
+    def keep_column_sums(self, queries: slice, sums: Tensor, layout: CacheLayout) -> None:
+        """Stores the column sums after each of the latest tokens. `sums` `(B, G, n, T, N)` of these `queries`."""
+        sums = nn.functional.pad(sums, (0, self.capacity - sums.shape[-1])).transpose(1, 2)
+        ring = self._ring("recent_columns", layout, *sums.shape[2:], like=sums)
+        index = self._places_in_ring(layout, ring)[:, queries]
+        self._write("recent_columns", self.recent_columns, 1, index.view(*index.shape, 1, 1, 1), sums)
 
     def put_blocks(self, name: str, features: Tensor, layout: CacheLayout, written: Tensor | None = None) -> Tensor:
         """
-        Stores `(B, M, F)`, one entry for each block that new tokens touch, under a name of `STATES`.
+        Stores `(B, M, F)` or `(B, G, M, F)`, one entry for each block that new tokens touch, under a name of `STATES`.
 
         Args:
             written: `(B, M)` bool, which of them; `None` for all that hold tokens.
 
         Returns:
-            `(B, N, F)`: those of all blocks, the layout's `num_blocks`.
+            `(B, N, F)` or `(B, G, N, F)`: those of all blocks, the layout's `num_blocks`.
         """
-        state = self._state(name, self.capacity, features.shape[-1], like=features)
-        number = torch.arange(features.shape[1], device=features.device)
+        dim = features.dim() - 2
+        state = self._state(name, *features.shape[1:dim], self.capacity, features.shape[-1], like=features)
+        number = torch.arange(features.shape[dim], device=features.device)
         if written is None:
             written = number <= layout.last_block.unsqueeze(-1)
         # No token ever stands in the last block.
         index = torch.where(written, layout.first_block.unsqueeze(-1) + number, layout.num_blocks - 1)
-        self._write(name, state, 1, index.unsqueeze(-1), features)
-        return getattr(self, name)[:, : layout.num_blocks]
+        index = index.view(len(index), *[1] * (dim - 1), -1, 1)
+        self._write(name, state, dim, index, features)
+        return getattr(self, name).narrow(dim, 0, layout.num_blocks)
 
     # Reading --------------------------------------------------------------------------------------------------------
 
@@ -263,6 +306,10 @@ class _BlockStates:
         """Keys and values as blocks, `(B, G, N, b, D)` each, views of the cache in its full capacity."""
         states = self.stored_keys, self.stored_values
         return tuple(state.unflatten(2, (self.capacity, self.block_size)) for state in states)
+
+    def pieces(self, layout: CacheLayout, piece_size: int) -> Tensor:
+        """`(B, G, N, p, C)`: what queries are compared with."""
+        return self.piece_keys[:, :, : layout.num_blocks].unflatten(-1, (self.block_size // piece_size, -1))
 
     def total_before(self, layout: CacheLayout) -> Tensor | None:
         """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
@@ -340,12 +387,20 @@ class _BlockStates:
 
     def _check_inputs_are_kept(self, counts: Tensor) -> None:
         """Raises where rows of `counts` tokens would continue in a block whose inputs are gone."""
+        if self.crops_anywhere:
+            return
         gone = (counts % self.block_size != 0) & (counts // self.block_size < self.first_kept)
+        if self.recent_columns is not None:
+            gone = gone | ((counts > 0) & ((counts - 1) // self.block_size < self.first_kept))
         if bool(gone.any()):
             raise RuntimeError(
-                "`crop` goes back further than the cache kept the inputs that sorting needs. Call "
-                "`activate_past_recording()` on the cache before the tokens that may be removed, or crop to a "
-                f"multiple of the block size ({self.block_size} tokens)."
+                "`crop` goes back further than the cache kept what sorting needs. Call `activate_past_recording()` on "
+                "the cache before the tokens that may be removed"
+                + (
+                    "."
+                    if self.recent_columns is not None
+                    else f", or crop to a multiple of the block size ({self.block_size} tokens)."
+                )
             )
 
     # Rows of the batch ----------------------------------------------------------------------------------------------

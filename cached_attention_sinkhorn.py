@@ -16,6 +16,7 @@ try:  # a folder on the Hub, or any package
     from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
     from .layout_sinkhorn import BlockLayout
     from .rotary_sinkhorn import apply_rotary
+    from .shares_sinkhorn import piece_means, prefix_means
     from .sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, place_mixed_blocks
     from .sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
 except ImportError:  # flat modules, as installed
@@ -23,6 +24,7 @@ except ImportError:  # flat modules, as installed
     from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
     from layout_sinkhorn import BlockLayout
     from rotary_sinkhorn import apply_rotary
+    from shares_sinkhorn import piece_means, prefix_means
     from sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, place_mixed_blocks
     from sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
 
@@ -62,12 +64,15 @@ def attend_from_cache(
     if attention.sorts:
         if reopened:
             _reopen(attention, layout, cache)
-        sort_matrix = _new_rows(attention, cache.append_inputs(blocks, cached), layout, cache)
+        if attention.sort_net.compares_keys:
+            sort_matrix = _new_rows_of_keys(attention, query, layout, cache)
+        else:
+            sort_matrix = _new_rows(attention, cache.append_inputs(blocks, cached), layout, cache)
         sort_matrix, sorted_blocks = _sort(attention, sort_matrix, layout, cache, maps)
         # No token ever stands in the last block.
         sort_matrix = sort_matrix[:, :, : cached.num_blocks - 1, : cached.num_blocks - 1]
-    local = _local_keys_and_values(layout, cache)
-    everything = _all_keys_and_values(layout, cache) if attention.layer_type == "mixture_attention" else None
+    local = local_keys_and_values(layout, cache)
+    everything = all_keys_and_values(layout, cache) if attention.layer_type == "mixture_attention" else None
     output, attention_map = attention.attend_to_parts(query, sorted_blocks, local, everything, layout, maps)
     return output, attention_map, sort_matrix
 
@@ -99,19 +104,65 @@ def _new_rows(attention: nn.Module, blocks: Tensor | None, layout: BlockLayout, 
     if not cached.opens:
         return None
     cache.put_blocks("row_features", rows, cached, written=cached.opened)
-    return _balance(sort_net, rows, columns, layout.balanced, cached.num_blocks, cache)
+    logits = sort_net.compare(rows, columns, cached.num_blocks)
+    return _balance(sort_net, logits, layout.balanced, cached.num_blocks, cache)
+
+
+def keep_pieces(sort_net: nn.Module, layout: BlockLayout, cache: CacheLayer) -> Tensor:
+    """
+    Keeps what queries are compared with, of the blocks that new tokens touch. Stored keys tell, so that nothing has to
+    be undone after a `crop`.
+
+    Returns:
+        `(B, G, M * Q, C)`: at each new token the mean of its piece up to itself.
+    """
+    cached, b = layout.cached, cache.block_size
+    number = torch.arange(layout.local_mask.shape[1], device=cached.first_block.device)
+    touched = cached.first_block.unsqueeze(-1) + number  # (B, M)
+    key = cache.key_value_blocks()[0]
+    index = touched.unsqueeze(1).expand(-1, key.shape[1], -1)
+    keys = sort_net.compared_keys(gather_blocks(index.unsqueeze(-1), key).squeeze(3))  # (B, G, M, b, C)
+    slots = touched.unsqueeze(-1) * b + torch.arange(b, device=touched.device)
+    means = piece_means(keys, slots < cached.counts[:, None, None], sort_net.piece_size)
+    cache.put_blocks("piece_keys", means.flatten(3), cached)
+    own = prefix_means(keys, sort_net.piece_size)
+    if cached.filled.shape[2] == b:
+        return own.flatten(2, 3)
+    offset = cached.offset.view(-1, 1, 1, 1, 1).expand(-1, *own.shape[1:3], 1, own.shape[-1])
+    return own.gather(3, offset).flatten(2, 3)
+
+
+def _new_rows_of_keys(attention: nn.Module, query: Tensor, layout: BlockLayout, cache: CacheLayer) -> Tensor | None:
+    """As `_new_rows`, where each block's first query is compared with keys. `query` `(B, M, Q, H, D)` rotated."""
+    cached, sort_net = layout.cached, attention.sort_net
+    own_key = keep_pieces(sort_net, layout, cache)
+    if not cached.opens:
+        return None
+    queries, per_block = sort_net.compared_queries(query), query.shape[2]
+    rows = torch.cat((queries.flatten(1, 2), own_key), dim=1)[:, :, ::per_block]  # (B, H + G, M, C)
+    cache.put_blocks("row_features", rows.transpose(1, 2).flatten(2), cached, written=cached.opened)
+    logits = _compare_first_queries(sort_net, rows, cached.slots[:, ::per_block], layout, cache)
+    return _balance(sort_net, logits, layout.balanced, cached.num_blocks, cache)
+
+
+def _compare_first_queries(
+    sort_net: nn.Module, rows: Tensor, slot: Tensor, layout: BlockLayout, cache: CacheLayer
+) -> Tensor:
+    """`(B, H + G, M, C)` first queries of blocks, and their keys, to sorting logits `(B, G, M, N)`."""
+    groups = sort_net.config.num_key_value_heads
+    query, own_key = rows[:, :-groups].unflatten(1, (groups, -1)), rows[:, -groups:]
+    scores = sort_net.key_scores(query, cache.pieces(layout.cached, sort_net.piece_size), own_key, slot)
+    return scores.logits(slice(0, rows.shape[2]), layout.cached.num_blocks)
 
 
 def _balance(
     sort_net: nn.Module,
-    rows: Tensor,
-    columns: Tensor | None,
+    logits: Tensor,
     balanced: Tensor,
     num_blocks: int,
     cache: CacheLayer,
 ) -> Tensor:
     """Rows of the sort matrix that continue the balancing of those before them."""
-    logits = sort_net.compare(rows, columns, num_blocks)
     matrix, sums = sort_net.balance_causally(logits, balanced, cache.column_sums(num_blocks))
     cache.keep("columns", sums)
     return matrix
@@ -124,10 +175,17 @@ def _reopen(attention: nn.Module, layout: BlockLayout, cache: CacheLayer) -> Non
     num_left = (cached.past_counts + b - 1) // b
     number = torch.arange(num_blocks, device=num_left.device)
     balanced = (number < number.unsqueeze(-1)) & (number.unsqueeze(-1) < num_left[:, None, None])
-    columns = None if cache.column_features is None else cache.column_features[:, :num_blocks]
-    cache.keep("columns", torch.full_like(cache.column_sums(num_blocks), causal_floor(torch.float32)))
     rows = cache.row_features[:, :num_blocks]
-    matrix = _balance(attention.sort_net, rows, columns, balanced.unsqueeze(1), num_blocks, cache)
+    if attention.sort_net.compares_keys:
+        width = cache.pieces(cached, attention.sort_net.piece_size).shape[-1]
+        slot = (number * b).expand(len(rows), -1)
+        rows = rows.unflatten(-1, (-1, width)).transpose(1, 2)
+        logits = _compare_first_queries(attention.sort_net, rows, slot, layout, cache)
+    else:
+        columns = None if cache.column_features is None else cache.column_features[:, :num_blocks]
+        logits = attention.sort_net.compare(rows, columns, num_blocks)
+    cache.keep("columns", torch.full_like(cache.column_sums(num_blocks), causal_floor(torch.float32)))
+    matrix = _balance(attention.sort_net, logits, balanced.unsqueeze(1), num_blocks, cache)
 
     block = (cached.past_counts - 1).clamp(min=0) // b  # (B,) the last one with a token
     row = matrix[torch.arange(len(block), device=block.device), :, block].unsqueeze(2)
@@ -194,8 +252,8 @@ def _replace_first(new: Tensor, kept: Tensor, chosen: Tensor, dim: int) -> Tenso
 # Keys and values in the cache ----------------------------------------------------------------------------------------
 
 
-def _local_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
-    """Of the local blocks of the blocks that new tokens touch, `(B, M, G, K_local, D)`, keys rotated."""
+def local_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
+    """Of the sinks and local blocks of the blocks that new tokens touch, `(B, M, G, K_local, D)`, keys rotated."""
     key, value = cache.key_value_blocks()
     index = layout.cached.local_index.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
     key, value = (gather_blocks(index, x).flatten(3, 4).transpose(1, 2) for x in (key, value))
@@ -204,7 +262,7 @@ def _local_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tens
     return key, value
 
 
-def _all_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
+def all_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tensor, Tensor]:
     """Of all blocks, `(B, N, b, G, D)`, keys rotated."""
     num_blocks = layout.cached.num_blocks
     key, value = (x[:, :, :num_blocks].permute(0, 2, 3, 1, 4) for x in cache.key_value_blocks())

@@ -25,7 +25,10 @@ LAYER_TYPES = (
 # and has no way to register others. In memory it must be `layer_types`: by it caches choose their layers.
 SAVED_LAYER_TYPES = "attention_types"
 
-SORT_NETS = ("linear", "mlp", "bilinear")
+SORT_NETS = ("linear", "mlp", "bilinear", "keys", "index")
+# These compare queries with keys, and learn nothing or little of their own.
+KEY_SORT_NETS = ("keys", "index")
+SORT_GRANULARITIES = ("block", "token")
 SORT_POOLINGS = ("mean", "sum", "first")
 SORT_ASSIGNMENTS = ("soft", "hard")
 CAUSAL_BALANCINGS = ("equality", "capacity")
@@ -36,7 +39,10 @@ CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 LARGEST = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "block_size"), 2**14),
-    **dict.fromkeys(("num_hidden_layers", "num_sorted_blocks", "num_local_blocks", "sortcut_blocks"), 2**10),
+    **dict.fromkeys(("key_piece_size", "index_head_dim"), 2**14),
+    **dict.fromkeys(
+        ("num_hidden_layers", "num_sorted_blocks", "num_local_blocks", "num_sink_blocks", "sortcut_blocks"), 2**10
+    ),
     "sinkhorn_iterations": 1000,
     "num_labels": 10**6,
 }
@@ -77,9 +83,16 @@ class SinkhornConfig(PreTrainedConfig):
             `"mixture_attention"`: Sinkhorn attention plus full attention, the sum of the two outputs.
             `"local_attention"`: the local blocks alone. `"full_attention"`: ordinary attention.
             In config.json and in `to_dict()` it is `attention_types`. Both are read, `layer_types` first.
+        sort_granularity (`str`, defaults to `"block"`):
+            Who chooses what is sorted beside it. `"block"`: each block, once for all its tokens (the paper). `"token"`:
+            each token for itself, so that a decoder can look up what the token before it asked for. Needs
+            `sort_assignment="hard"`.
         sort_net (`str`, defaults to `"bilinear"`):
-            How block descriptors become sorting logits. `"linear"` and `"mlp"` are the paper's and fix the number of
-            blocks at `max_position_embeddings // block_size`; `"bilinear"` compares block with block and has no limit.
+            What sorting logits are made of. `"linear"` and `"mlp"` are the paper's: they read block descriptors, and
+            fix the number of blocks at `max_position_embeddings // block_size`. `"bilinear"` compares a block (or a
+            token) with each block and has no limit. `"keys"` has no parameters: it estimates which share of a token's
+            attention would fall to each block, from its queries and the mean keys of pieces of blocks. `"index"` is
+            the same token by token in few dimensions, which are learned. The last two need `sort_assignment="hard"`.
         sort_pooling (`str`, defaults to `"mean"`):
             A block's descriptor is the `"mean"` of its tokens, or their `"sum"` as in the paper. In a decoder it is
             the same over all tokens up to and including the block's first. `"first"` is the block's first token alone.
@@ -102,6 +115,16 @@ class SinkhornConfig(PreTrainedConfig):
             Blocks sorted next to each block; more than one needs `sort_assignment="hard"`.
         num_local_blocks (`int`, defaults to 1):
             Local blocks: the block itself and `num_local_blocks - 1` before it (an encoder: on each side).
+        num_sink_blocks (`int`, defaults to 0):
+            Blocks at the start of the text that every token reads beside its local ones. Pretrained decoders need
+            one: much of their attention rests on the first tokens.
+        key_piece_size (`int`, defaults to 16):
+            With `sort_net="keys"`: tokens whose keys are averaged. `block_size` must be a multiple of it.
+        index_head_dim (`int`, defaults to 16):
+            With `sort_net="index"`: dimensions in which queries and keys are compared.
+        sort_capacity (`float`, defaults to 2.0):
+            With `sort_granularity="token"`, where `sinkhorn_iterations` is above 0: how many times its even share of
+            the tokens so far a block may serve.
         sortcut_blocks (`int`, defaults to 2):
             Blocks that a `"sortcut_attention"` layer keeps.
         classifier_pooling (`str`, *optional*):
@@ -158,6 +181,7 @@ class SinkhornConfig(PreTrainedConfig):
 
     block_size: int = 64
     layer_types: list[str] | None = None
+    sort_granularity: str = "block"
     sort_net: str = "bilinear"
     sort_pooling: str = "mean"
     sort_assignment: str = "soft"
@@ -167,7 +191,11 @@ class SinkhornConfig(PreTrainedConfig):
     gumbel_noise: bool = True
     num_sorted_blocks: int = 1
     num_local_blocks: int = 1
+    num_sink_blocks: int = 0
     sortcut_blocks: int = 2
+    key_piece_size: int = 16
+    index_head_dim: int = 16
+    sort_capacity: float | int = 2.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         # These are used before validation: lists of that length are made.
@@ -251,7 +279,7 @@ class SinkhornConfig(PreTrainedConfig):
         """How projections are divided between processes, by heads and feed-forward units: those that the model has."""
         sort_net = ()
         if not {"local_attention", "full_attention"}.issuperset(self.layer_types):
-            sort_net = ("row_proj", "column_proj") if self.sort_net == "bilinear" else ("proj",)
+            sort_net = {"bilinear": ("row_proj", "column_proj"), "keys": (), "index": ()}.get(self.sort_net, ("proj",))
         return {
             "layers.*.self_attn.q_proj": "colwise",
             "layers.*.self_attn.k_proj": "colwise",
@@ -313,7 +341,8 @@ class SinkhornConfig(PreTrainedConfig):
     def _validate_sizes(self) -> None:
         positive = (
             "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "head_dim max_position_embeddings block_size num_sorted_blocks num_local_blocks sortcut_blocks"
+            "head_dim max_position_embeddings block_size num_sorted_blocks num_local_blocks sortcut_blocks "
+            "key_piece_size index_head_dim"
         )
         for name in positive.split():
             value = getattr(self, name)
@@ -321,6 +350,10 @@ class SinkhornConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
             if value is not None and value > LARGEST[name]:
                 raise ValueError(f"`{name}` must be at most {LARGEST[name]}, got {value}.")
+        if not 0 <= self.num_sink_blocks <= LARGEST["num_sink_blocks"]:
+            raise ValueError(
+                f"`num_sink_blocks` must be from 0 to {LARGEST['num_sink_blocks']}, got {self.num_sink_blocks}."
+            )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"`num_attention_heads` ({self.num_attention_heads}) is not a multiple of `num_key_value_heads` "
@@ -348,6 +381,7 @@ class SinkhornConfig(PreTrainedConfig):
 
     def _validate_choices(self) -> None:
         choices = {
+            "sort_granularity": SORT_GRANULARITIES,
             "sort_net": SORT_NETS,
             "sort_pooling": SORT_POOLINGS,
             "sort_assignment": SORT_ASSIGNMENTS,
@@ -380,11 +414,38 @@ class SinkhornConfig(PreTrainedConfig):
                 f"`num_sorted_blocks={self.num_sorted_blocks}` needs `sort_assignment='hard'`: a soft sort gives one "
                 "mixed block per block."
             )
-        if self.sort_net != "bilinear" and self.max_num_blocks < 1:
+        if not 0 < self.sort_capacity <= 1e6:
+            raise ValueError(f"`sort_capacity` must be above 0 (at most 1e6), got {self.sort_capacity}.")
+        self._validate_granularity()
+        if self.sort_net == "keys" and self.block_size % self.key_piece_size:
+            raise ValueError(
+                f"`block_size` ({self.block_size}) is not a multiple of `key_piece_size` ({self.key_piece_size}), the "
+                "tokens whose keys are averaged: change one of them, or use `sort_net='index'`."
+            )
+        if self.sort_net in ("linear", "mlp") and self.max_num_blocks < 1:
             raise ValueError(
                 f"`max_position_embeddings` ({self.max_position_embeddings}) is below `block_size` "
                 f"({self.block_size}), which leaves a '{self.sort_net}' SortNet no block; raise the first, lower the "
                 "second, or use `sort_net='bilinear'`."
+            )
+
+    def _validate_granularity(self) -> None:
+        by = f"`sort_granularity='{self.sort_granularity}'` with `sort_net='{self.sort_net}'`"
+        if self.sort_granularity == "block" and self.sort_net not in KEY_SORT_NETS:
+            return
+        if self.sort_assignment != "hard":
+            raise ValueError(
+                f"{by} needs `sort_assignment='hard'`, which reads whole blocks: set it, or use "
+                "`sort_granularity='block'` and `sort_net='bilinear'` for a soft sort."
+            )
+        if "sortcut_attention" in self.layer_types:
+            raise ValueError(
+                f"`layer_types` holds 'sortcut_attention', where all queries read the same blocks, but {by} lets "
+                "queries choose: use 'sinkhorn_attention', or `sort_granularity='block'` and `sort_net='bilinear'`."
+            )
+        if self.sort_granularity == "token" and self.sort_net in ("linear", "mlp"):
+            raise ValueError(
+                f"{by} cannot be: this SortNet reads whole blocks. Use `sort_net='bilinear'`, 'keys' or 'index'."
             )
 
     def _validate_rope(self) -> None:

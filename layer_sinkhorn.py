@@ -14,10 +14,12 @@ try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import Layout
+    from .token_attention_sinkhorn import SinkhornTokenAttention
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import Layout
+    from token_attention_sinkhorn import SinkhornTokenAttention
 
 
 class SinkhornRMSNorm(nn.Module):
@@ -52,11 +54,18 @@ class SinkhornMLP(nn.Module):
         return self.down_proj(self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
 
 
+def attention_class(config: SinkhornConfig, layer_idx: int) -> type[nn.Module]:
+    layer_type = config.layer_types[layer_idx]
+    if layer_type == "full_attention":
+        return SinkhornFullAttention
+    by_token = config.sort_granularity == "token" and layer_type != "local_attention"
+    return SinkhornTokenAttention if by_token else SinkhornAttention
+
+
 class SinkhornLayer(GradientCheckpointingLayer):
     def __init__(self, config: SinkhornConfig, layer_idx: int):
         super().__init__()
-        is_full = config.layer_types[layer_idx] == "full_attention"
-        self.self_attn = (SinkhornFullAttention if is_full else SinkhornAttention)(config, layer_idx)
+        self.self_attn = attention_class(config, layer_idx)(config, layer_idx)
         self.mlp = SinkhornMLP(config)
         self.input_layernorm = SinkhornRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = SinkhornRMSNorm(config.hidden_size, config.rms_norm_eps)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 try:  # a folder on the Hub, or any package
-    from .masks_sinkhorn import earlier_slots, local_mask, sorted_mask
+    from .masks_sinkhorn import always_read_mask, earlier_slots, sorted_mask
     from .rotary_sinkhorn import RotaryTables
     from .sorting_sinkhorn import (
         BlockGrid,
@@ -26,10 +26,11 @@ try:  # a folder on the Hub, or any package
         local_offsets,
         packed_grid,
         same_document,
+        sinks_of_documents,
         to_blocks,
     )
 except ImportError:  # flat modules, as installed
-    from masks_sinkhorn import earlier_slots, local_mask, sorted_mask
+    from masks_sinkhorn import always_read_mask, earlier_slots, sorted_mask
     from rotary_sinkhorn import RotaryTables
     from sorting_sinkhorn import (
         BlockGrid,
@@ -40,6 +41,7 @@ except ImportError:  # flat modules, as installed
         local_offsets,
         packed_grid,
         same_document,
+        sinks_of_documents,
         to_blocks,
     )
 
@@ -63,7 +65,8 @@ class CacheLayout(NamedTuple):
     last_block: Tensor  # (B,) which of the M blocks is the row's last with a token
     opens: bool  # whether any block opens, or may
     closes: bool  # whether any block is filled up, or may be
-    local_index: Tensor  # (B, M, blocks) which blocks of the cache are local
+    from_start: bool  # whether the cache is known to be empty
+    local_index: Tensor  # (B, M, blocks) which blocks of the cache are always read: sinks, then local ones
     # Tables of positions in the cache, for keys that are stored unrotated; None where there are none, or no need.
     local_tables: RotaryTables | None  # (B, M, 1, K_local, D) of the local blocks
     all_tables: RotaryTables | None  # (B, N, b, 1, D) of all blocks; only for a mixture
@@ -82,7 +85,9 @@ class BlockLayout(NamedTuple):
         Tensor | None
     )  # (B or 1, 1, M, N) the allowed ones that are not local already; only for a hard assignment
     sorted_mask: Tensor | None  # (B or 1, M, b) slots of a softly sorted block that hold anything
-    local_mask: Tensor | None  # (B or 1, M, 1 or Q, K_local) local slots that a query may see
+    # (B or 1, M, 1 or Q, K_local) slots of sinks and local blocks, which are always read, that a query may see
+    local_mask: Tensor | None
+    sink_index: Tensor | None  # (B, M, sinks) the sinks of each block of packed rows; None where these are the first
     earlier_slots: Tensor | None  # (B or 1, M, 1 or Q, N * b) all slots that a query may see; only for a mixture
     cached: CacheLayout | None = None  # None in a pass over whole rows without a cache
     key_grid: BlockGrid | None = None  # of all tokens, those in the cache too; for maps
@@ -195,9 +200,12 @@ def block_layout(config: Any, inputs: LayoutInputs, rotary: Rotary) -> BlockLayo
         sorted_tables=sorted_tables,
         balanced=allowed,
         allowed=allowed,
-        candidates=_not_local(config, block.unsqueeze(0), block, allowed),
+        candidates=_not_always_read(
+            config, block.unsqueeze(0), block, allowed, block if grid.document is None else grid.block_of_document
+        ),
         sorted_mask=sorted_mask(grid, causal, device),
-        local_mask=local_mask(grid, config.num_local_blocks, causal, device),
+        local_mask=always_read_mask(grid, config.num_sink_blocks, config.num_local_blocks, causal, device),
+        sink_index=sinks_of_documents(grid, config.num_sink_blocks),
         earlier_slots=earlier_slots(grid, causal, device) if _has_mixture(config) else None,
     )
 
@@ -246,6 +254,10 @@ def cached_block_layout(
     allowed = (source < touched.unsqueeze(-1)) & exists.unsqueeze(-1)
     offsets = torch.tensor(list(local_offsets(config.num_local_blocks, True)), device=device)
     local_index = touched.unsqueeze(-1) + offsets
+    sinks = torch.arange(config.num_sink_blocks, device=device).expand(*touched.shape, -1)
+    # A sink that is local too is read once: as a local block.
+    sinks = sinks.masked_fill(sinks > (touched - config.num_local_blocks).unsqueeze(-1), -1)
+    local_index = torch.cat((sinks, local_index), dim=-1)
     local_slots = (local_index * b).unsqueeze(-1) + torch.arange(b, device=device)
     seen = local_slots.flatten(2).unsqueeze(2)
     earlier = None
@@ -265,6 +277,7 @@ def cached_block_layout(
         last_block=((counts - 1).clamp(min=0) // b - first_block).clamp(min=0),
         opens=opens,
         closes=closes,
+        from_start=may_read_values and past_length == 0,
         local_index=local_index.clamp(0, num_blocks - 1),
         local_tables=None,
         all_tables=None,
@@ -278,9 +291,10 @@ def cached_block_layout(
         sorted_tables=sorted_tables,
         balanced=(allowed & opened.unsqueeze(-1)).unsqueeze(1),
         allowed=allowed.unsqueeze(1),
-        candidates=_not_local(config, touched, source, allowed.unsqueeze(1)),
+        candidates=_not_always_read(config, touched, source, allowed.unsqueeze(1), source),
         sorted_mask=(exists & (touched > 0)).unsqueeze(-1).expand(-1, -1, b),
         local_mask=(seen >= 0) & (seen <= slots.unsqueeze(-1)),
+        sink_index=None,
         earlier_slots=earlier,
         cached=cached,
     )
@@ -377,7 +391,7 @@ def token_layout(config: Any, inputs: LayoutInputs, rotary: Rotary, key_length: 
 def _check_number_of_blocks(config: Any, num_tokens: int) -> None:
     """Raises where a SortNet of fixed size has no outputs for that many blocks."""
     num_blocks = -(-num_tokens // config.block_size)
-    if _sorts(config) and config.sort_net != "bilinear" and num_blocks > config.max_num_blocks:
+    if _sorts(config) and config.sort_net in ("linear", "mlp") and num_blocks > config.max_num_blocks:
         raise ValueError(
             f"The input has {num_blocks} blocks of {config.block_size} tokens, but a '{config.sort_net}' SortNet has "
             f"outputs for {config.max_num_blocks} (max_position_embeddings={config.max_position_embeddings} // "
@@ -410,9 +424,16 @@ def _rotary_tables(config: Any, rotary: Rotary, positions: Tensor) -> tuple[Rota
     )
 
 
-def _not_local(config: Any, block: Tensor, source: Tensor, allowed: Tensor | None) -> Tensor | None:
-    """`block` `(B or 1, M)` and `source` `(N,)`: the pairs too far apart to be local. Only needed by hard sorting."""
+def _not_always_read(
+    config: Any, block: Tensor, source: Tensor, allowed: Tensor | None, number: Tensor
+) -> Tensor | None:
+    """
+    `block` `(B or 1, M)` and `source` `(N,)`: the pairs too far apart to be local, whose source is no sink. Only needed
+    by hard sorting. `number` `(N,)` or `(B, N)`: the sources' in their documents.
+    """
     if config.sort_assignment != "hard":
         return None
     far = ((block.unsqueeze(-1) - source).abs() >= config.num_local_blocks).unsqueeze(1)
+    if config.num_sink_blocks > 0:
+        far = far & (number >= config.num_sink_blocks).view(-1, 1, 1, number.shape[-1])
     return far if allowed is None else allowed & far

@@ -51,8 +51,11 @@ def sortcut_map(weights: Tensor, shares: Tensor) -> Tensor:
     return torch.einsum("bhiqnst,bhnsjt->bhiqjt", weights, shares)
 
 
-def local_map(weights: Tensor, offsets: range, layout: BlockLayout) -> Tensor:
-    """Weights on local slots `(B, H, M, Q, K_local)` to weights on tokens of the grid, `(B, H, M, Q, N, b)`."""
+def local_map(weights: Tensor, offsets: range, num_sink_blocks: int, layout: BlockLayout) -> Tensor:
+    """
+    Weights on slots of sinks and local blocks, `(B, H, M, Q, K_local)`, to weights on tokens of the grid,
+    `(B, H, M, Q, N, b)`.
+    """
     if layout.cached is None:
         num_blocks, block = layout.grid.num_blocks, torch.arange(layout.grid.num_blocks, device=weights.device)
         touched = block.unsqueeze(0)
@@ -60,9 +63,14 @@ def local_map(weights: Tensor, offsets: range, layout: BlockLayout) -> Tensor:
         num_blocks = layout.cached.num_blocks
         block = torch.arange(num_blocks, device=weights.device)
         touched = layout.cached.first_block.unsqueeze(-1) + block[: weights.shape[2]]
-    offset = torch.tensor(list(offsets), device=weights.device)
-    is_source = (touched[..., None, None] + offset.view(-1, 1)) == block  # (B or 1, M, offsets, N)
-    weights = weights.unflatten(-1, (len(offsets), -1))
+    source = touched.unsqueeze(-1) + torch.tensor(list(offsets), device=weights.device)
+    if num_sink_blocks > 0:
+        sinks = layout.sink_index
+        if sinks is None:
+            sinks = torch.arange(num_sink_blocks, device=weights.device).expand(*touched.shape, -1)
+        source = torch.cat((sinks, source.expand(*sinks.shape[:2], -1)), dim=-1)
+    is_source = source.unsqueeze(-1) == block  # (B or 1, M, sinks and offsets, N)
+    weights = weights.unflatten(-1, (source.shape[-1], -1))
     is_source = is_source.expand(weights.shape[0], -1, -1, -1).to(weights.dtype)
     return torch.einsum("bhiqot,bioj->bhiqjt", weights, is_source)
 

@@ -9,9 +9,25 @@ from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
-    from .sorting_sinkhorn import BlockGrid, HardSort, local_offsets, local_window, nonempty_blocks, same_document
+    from .sorting_sinkhorn import (
+        BlockGrid,
+        HardSort,
+        local_offsets,
+        local_window,
+        nonempty_blocks,
+        same_document,
+        sinks_of_documents,
+    )
 except ImportError:  # flat modules, as installed
-    from sorting_sinkhorn import BlockGrid, HardSort, local_offsets, local_window, nonempty_blocks, same_document
+    from sorting_sinkhorn import (
+        BlockGrid,
+        HardSort,
+        local_offsets,
+        local_window,
+        nonempty_blocks,
+        same_document,
+        sinks_of_documents,
+    )
 
 
 def sorted_mask(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:
@@ -71,6 +87,36 @@ def local_mask(grid: BlockGrid, num_local_blocks: int, causal: bool, device: tor
     slot = torch.arange(grid.block_size, device=device)
     key_slot = torch.arange(mask.shape[-1], device=device) - (len(offsets) - 1) * grid.block_size
     return mask & (key_slot.unsqueeze(0) <= slot.unsqueeze(-1))
+
+
+def always_read_mask(
+    grid: BlockGrid, num_sink_blocks: int, num_local_blocks: int, causal: bool, device: torch.device
+) -> Tensor | None:
+    """`(B or 1, N, 1 or b, (sinks + local blocks) * b)`: the slots of sinks and local blocks that a query may see."""
+    local = local_mask(grid, num_local_blocks, causal, device)
+    if num_sink_blocks == 0:
+        return local
+    sink = torch.arange(num_sink_blocks, device=device)
+    number = torch.arange(grid.num_blocks, device=device).unsqueeze(0)
+    if grid.document is not None:
+        number = grid.block_of_document
+    distance = number.unsqueeze(-1) - sink  # (B or 1, N, sinks)
+    # A sink that is local too is read once: as a local block.
+    seen = (distance if causal else distance.abs()) >= num_local_blocks
+    index = sinks_of_documents(grid, num_sink_blocks)
+    if index is None:
+        index = sink.expand(1, grid.num_blocks, -1)
+    seen = seen & (index < grid.num_blocks)
+    index = index.clamp(max=grid.num_blocks - 1)
+    if grid.document is not None:
+        seen = seen & (grid.document.gather(1, index.flatten(1)).view_as(index) == grid.document.unsqueeze(-1))
+    seen = seen.unsqueeze(-1).expand(*seen.shape, grid.block_size)
+    if grid.filled is not None:
+        rows = index.expand(len(grid.filled), -1, -1).flatten(1).unsqueeze(-1).expand(-1, -1, grid.block_size)
+        seen = seen & grid.filled.gather(1, rows).unflatten(1, index.shape[1:])
+    seen = seen.flatten(2).unsqueeze(2)
+    num_local = len(local_offsets(num_local_blocks, causal)) * grid.block_size
+    return join_masks(seen, seen.shape[-1], local, num_local, device)
 
 
 def earlier_slots(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:

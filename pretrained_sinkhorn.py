@@ -1,6 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """The base class of all models: what they support, what they can return, and how they are loaded."""
 
+from torch import nn
+from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.output_capturing import OutputRecorder
 
@@ -10,11 +12,13 @@ try:  # a folder on the Hub, or any package
     from .configuration_sinkhorn import SinkhornConfig
     from .layer_sinkhorn import SinkhornLayer
     from .loading_sinkhorn import check_loaded, explain_loading_errors
+    from .sort_net_sinkhorn import SinkhornSortNet
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornBaseAttention
     from configuration_sinkhorn import SinkhornConfig
     from layer_sinkhorn import SinkhornLayer
     from loading_sinkhorn import check_loaded, explain_loading_errors
+    from sort_net_sinkhorn import SinkhornSortNet
 
 
 class SinkhornPreTrainedModel(PreTrainedModel):
@@ -42,6 +46,12 @@ class SinkhornPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         if self._head_loss is not None:
             self.loss_type = self._head_loss
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SinkhornSortNet) and hasattr(module, "index_proj"):
+            for projection in module.index_proj:  # of a few directions, so that products are as large as those of all
+                init.orthogonal_(projection)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

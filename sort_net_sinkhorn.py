@@ -1,10 +1,13 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The SortNet, which learns which block is sorted next to which: block descriptors to logits to a balanced sort matrix
-(design sections 2.2 to 2.4). What it needs to resume from a cache is in `cached_attention_sinkhorn.py`.
+The SortNet, which says which block is sorted next to which: block descriptors, or queries and keys, to logits to a
+balanced sort matrix (design sections 2.2 to 2.4 and 9.3). What it needs to resume from a cache is in
+`cached_attention_sinkhorn.py`.
 
-Shape letters as in `sorting_sinkhorn.py`, and `E` hidden size, `M` destination blocks.
+Shape letters as in `routing_sinkhorn.py`, and `E` hidden size, `M` destination blocks.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -15,23 +18,29 @@ try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout
+    from .routing_sinkhorn import BlockScores, KeyScores, slices
+    from .shares_sinkhorn import log_shares, piece_lengths, piece_means, prefix_means
     from .sorting_sinkhorn import (
         block_means,
         block_sums,
         causal_block_descriptors,
         gumbel_noise,
         packed_causal_descriptors,
+        same_document,
     )
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout
+    from routing_sinkhorn import BlockScores, KeyScores, slices
+    from shares_sinkhorn import log_shares, piece_lengths, piece_means, prefix_means
     from sorting_sinkhorn import (
         block_means,
         block_sums,
         causal_block_descriptors,
         gumbel_noise,
         packed_causal_descriptors,
+        same_document,
     )
 
 
@@ -41,17 +50,32 @@ class SinkhornSortNet(nn.Module):
     def __init__(self, config: SinkhornConfig):
         super().__init__()
         self.config = config
-        if config.sort_net == "bilinear":
+        self.compares_keys = config.sort_net in ("keys", "index")
+        if config.sort_net == "index":
+            self.index_proj = nn.Parameter(
+                torch.empty(config.num_key_value_heads, config.head_dim, config.index_head_dim)
+            )
+        elif config.sort_net == "bilinear":
             width = config.num_key_value_heads * config.head_dim
             self.row_proj = nn.Linear(config.hidden_size, width, bias=False)
             self.column_proj = nn.Linear(config.hidden_size, width, bias=False)
-        else:
+        elif not self.compares_keys:
             if config.sort_net == "mlp":
                 self.hidden_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
             self.proj = nn.Linear(config.hidden_size, config.num_key_value_heads * config.max_num_blocks, bias=False)
 
-    def forward(self, blocks: Tensor, layout: BlockLayout) -> Tensor:
-        """`(B, N, b, E)` blocks of the attention's input to the sort matrix `(B, G, N, N)` in float32."""
+    def forward(
+        self, blocks: Tensor, layout: BlockLayout, query: Tensor | None = None, key: Tensor | None = None
+    ) -> Tensor:
+        """
+        `(B, N, b, E)` blocks of the attention's input to the sort matrix `(B, G, N, N)` in float32. What compares keys
+        reads `query` `(B, N, b, H, D)` and `key` `(B, G, N, b, D)` instead, rotated.
+        """
+        if self.compares_keys:
+            logits = self._logits_of_keys(query, key, layout)
+            if not self.config.is_decoder:
+                return sinkhorn_balance(self.perturb(logits), layout.balanced, self.config.sinkhorn_iterations)
+            return self.balance_causally(logits, layout.balanced)[0]
         pooling = self.config.sort_pooling
         if not self.config.is_decoder:
             means = block_means(blocks, layout.grid)
@@ -104,6 +128,100 @@ class SinkhornSortNet(nn.Module):
         # In half precision, also under autocast, logits that differ by little would be rounded to ties.
         with maybe_autocast(device_type=rows.device.type, enabled=False):
             return _at_least_float32(rows) @ _at_least_float32(columns).transpose(-1, -2) * config.head_dim**-0.5
+
+    # Queries and keys -----------------------------------------------------------------------------------------------
+
+    @property
+    def piece_size(self) -> int:
+        """Tokens whose keys are averaged."""
+        return self.config.key_piece_size if self.config.sort_net == "keys" else 1
+
+    def compared_queries(self, query: Tensor) -> Tensor:
+        """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`."""
+        query = query.flatten(1, 2).unflatten(2, (self.config.num_key_value_heads, -1)).permute(0, 2, 3, 1, 4)
+        return self._compared(query)
+
+    def compared_keys(self, key: Tensor) -> Tensor:
+        """`(B, G, N, b, D)` rotated keys to what is compared, `(B, G, N, b, C)`."""
+        return self._compared(key)
+
+    def _compared(self, x: Tensor) -> Tensor:
+        if self.config.sort_net == "keys":
+            return _at_least_float32(x.detach())
+        with maybe_autocast(device_type=x.device.type, enabled=False):
+            return _at_least_float32(x) @ _at_least_float32(self.index_proj).unsqueeze(1)
+
+    def key_scores(
+        self,
+        query: Tensor,
+        pieces: Tensor,
+        own_key: Tensor | None,
+        slot: Tensor,
+        filled: Tensor | None = None,
+        same_document: Tensor | None = None,
+    ) -> KeyScores:
+        """
+        Args:
+            query: `compared_queries`.
+            pieces: `(B, G, N, p, C)`, means of `compared_keys`.
+            own_key: of causal queries, `(B, G, n, C)`.
+            slot: `(B or 1, n)` where the queries stand.
+            filled: `(B or 1, N, b)`, slots of keys that hold a token; `None` for all.
+        """
+        lengths: Tensor | float = math.log(self.piece_size)
+        if filled is not None:
+            lengths = piece_lengths(filled, self.piece_size).to(query.dtype).log()
+        scaling = self.config.head_dim**-0.5
+        return KeyScores(query, pieces, lengths, own_key, slot, self.piece_size, same_document, scaling)
+
+    def scores_of_tokens(
+        self, blocks: Tensor, query: Tensor, key: Tensor, layout: BlockLayout
+    ) -> BlockScores | KeyScores:
+        """What routing by token compares in whole rows, of the same as `forward`."""
+        if self.compares_keys:
+            return self._scores_of_keys(query, key, layout)
+        return self.block_scores(
+            self.row_proj(blocks), self.column_proj(block_means(blocks, layout.grid).to(blocks.dtype))
+        )
+
+    def block_scores(self, rows: Tensor, columns: Tensor) -> BlockScores:
+        """`(B, M, Q, G * D)` features of tokens and `(B, N, G * D)` of blocks."""
+        rows, columns = (
+            _at_least_float32(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+            for x in (rows.flatten(1, 2), columns)
+        )
+        return BlockScores(rows, columns, self.config.head_dim**-0.5)
+
+    def _scores_of_keys(self, query: Tensor, key: Tensor, layout: BlockLayout) -> KeyScores:
+        grid, keys, own_key = layout.grid, self.compared_keys(key), None
+        if self.config.is_decoder:
+            own_key = prefix_means(keys, self.piece_size).flatten(2, 3)
+        pieces = piece_means(keys, grid.filled, self.piece_size)
+        slot = torch.arange(grid.num_blocks * grid.block_size, device=key.device).unsqueeze(0)
+        same = None if grid.document is None else same_document(grid.document, grid.document)
+        return self.key_scores(self.compared_queries(query), pieces, own_key, slot, grid.filled, same)
+
+    def _logits_of_keys(self, query: Tensor, key: Tensor, layout: BlockLayout) -> Tensor:
+        """`(B, G, N, N)`: in a decoder of each block's first token, otherwise of the mean share of its tokens."""
+        grid, b = layout.grid, layout.grid.block_size
+        if self.config.is_decoder:
+            scores = self._scores_of_keys(query, key, layout)
+            first = scores._replace(
+                query=scores.query[:, :, :, ::b], own_key=scores.own_key[:, :, ::b], slot=scores.slot[:, ::b]
+            )
+            return first.logits(slice(0, grid.num_blocks), grid.num_blocks)
+        scores = self._scores_of_keys(query, key, layout)
+        parts = []
+        for blocks in slices(scores, grid.num_blocks, b):
+            shares = scores.shares(slice(blocks.start * b, blocks.stop * b), grid.num_blocks).unflatten(2, (-1, b))
+            if grid.filled is None:
+                parts.append(shares.mean(3))
+                continue
+            filled = grid.filled[:, blocks, :, None].unsqueeze(1)
+            parts.append(shares.masked_fill(~filled, 0).sum(3) / filled.sum(3).clamp(min=1))
+        return log_shares(torch.cat(parts, dim=2))
+
+    # Balancing ------------------------------------------------------------------------------------------------------
 
     def balance_causally(
         self, logits: Tensor, allowed: Tensor, columns: Tensor | None = None

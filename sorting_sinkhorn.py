@@ -362,6 +362,35 @@ def local_window(blocks: Tensor, offsets: range) -> Tensor:
     return torch.cat([_shift_blocks(blocks, offset) for offset in offsets], dim=2)
 
 
+def sinks_of_documents(grid: BlockGrid, num_sink_blocks: int) -> Tensor | None:
+    """
+    `(B, N, sinks)`: of packed rows, the first blocks of each block's document, which may be past the end of that or of
+    the row. `None` where a row is one document, and where there are no sinks.
+    """
+    if grid.document is None or num_sink_blocks == 0:
+        return None
+    first = torch.arange(grid.num_blocks, device=grid.document.device) - grid.block_of_document
+    return first.unsqueeze(-1) + torch.arange(num_sink_blocks, device=first.device)
+
+
+def always_read(blocks: Tensor, offsets: range, num_sink_blocks: int, sink_index: Tensor | None) -> Tensor:
+    """`local_window` of `(B, N, b, ...)` blocks, with the sinks before it: `(B, N, (sinks + len(offsets)) * b, ...)`."""
+    local = local_window(blocks, offsets)
+    if num_sink_blocks == 0:
+        return local
+    batch, num_blocks = blocks.shape[:2]
+    if sink_index is None:
+        index = torch.arange(num_sink_blocks, device=blocks.device).clamp(max=num_blocks - 1)
+        sinks = (
+            blocks.index_select(1, index).flatten(1, 2).unsqueeze(1).expand(-1, num_blocks, *[-1] * (blocks.dim() - 2))
+        )
+    else:
+        rows = sink_index.clamp(max=num_blocks - 1).flatten(1)
+        rows = rows.view(batch, -1, *[1] * (blocks.dim() - 2)).expand(-1, -1, *blocks.shape[2:])
+        sinks = blocks.gather(1, rows).unflatten(1, (num_blocks, num_sink_blocks)).flatten(2, 3)
+    return torch.cat((sinks, local), dim=2)
+
+
 def _shift_blocks(blocks: Tensor, offset: int) -> Tensor:
     """Puts block `i + offset` in place `i`, zeros where there is none."""
     if offset == 0:

@@ -1,0 +1,222 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Routing by token: which blocks each token reads beside its local ones (design section 9). Scores are made of a few
+tokens at a time, balanced, and kept only as the choice.
+
+Shape letters as in `shares_sinkhorn.py`; `M` blocks of queries, `Q` their slots, `n = M * Q` queries, `S` chosen blocks.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers.utils.generic import maybe_autocast
+
+
+try:  # a folder on the Hub, or any package
+    from .layout_sinkhorn import CacheLayout
+    from .plan_sinkhorn import balance_plan, even_shares
+    from .shares_sinkhorn import block_shares, log_shares, own_scores
+    from .sorting_sinkhorn import HardSort, hard_assignment
+except ImportError:  # flat modules, as installed
+    from layout_sinkhorn import CacheLayout
+    from plan_sinkhorn import balance_plan, even_shares
+    from shares_sinkhorn import block_shares, log_shares, own_scores
+    from sorting_sinkhorn import HardSort, hard_assignment
+
+
+# Scores in memory at a time, of all heads and rows of the batch. A cache of a processor holds some of them.
+MAX_SCORES = {"cpu": 2**21, "cuda": 2**26}
+
+
+class BlockScores(NamedTuple):
+    """Tokens are compared with the mean of each block, as learned (`"bilinear"`)."""
+
+    rows: Tensor  # (B, G, n, C)
+    columns: Tensor  # (B, G, N, C)
+    scaling: float
+
+    @property
+    def size(self) -> int:
+        """Scores of one query, of all rows of the batch."""
+        return self.columns.shape[0] * self.columns.shape[1] * self.columns.shape[2]
+
+    def logits(self, queries: slice, num_blocks: int) -> Tensor:
+        return self.rows[:, :, queries] @ self.columns[:, :, :num_blocks].mT * self.scaling
+
+
+class KeyScores(NamedTuple):
+    """Queries are compared with keys (`"keys"`, `"index"`)."""
+
+    query: Tensor  # (B, G, r, n, C)
+    pieces: Tensor  # (B, G, N, p, C)
+    log_lengths: Tensor | float  # of the pieces, (B or 1, N, p); one number where all are full
+    own_key: Tensor | None  # (B, G, n, C), of causal queries: `prefix_means`
+    slot: Tensor  # (B or 1, n) where the queries stand
+    piece_size: int
+    same_document: Tensor | None  # (B, M, N) of packed rows: blocks of one document
+    scaling: float
+
+    @property
+    def size(self) -> int:
+        return self.query.shape[0] * self.query.shape[1] * self.query.shape[2] * self.pieces.shape[2:4].numel()
+
+    def shares(self, queries: slice, num_blocks: int) -> Tensor:
+        """`(B, G, n, N)`."""
+        query, slot, visible, own = self.query[:, :, :, queries], self.slot[:, queries], None, None
+        per_block = self.pieces.shape[3]
+        if self.own_key is not None:
+            own = own_scores(query, self.own_key[:, :, queries], slot, self.piece_size, self.scaling)
+            piece = torch.arange(num_blocks * per_block, device=slot.device)
+            visible = (piece < (slot // self.piece_size).unsqueeze(-1))[:, None, None]
+        if self.same_document is not None:
+            per_query = self.query.shape[3] // self.same_document.shape[1]
+            blocks = slice(queries.start // per_query, queries.stop // per_query)
+            same = self.same_document[:, blocks, :num_blocks].repeat_interleave(per_query, dim=1)
+            same = same.repeat_interleave(per_block, dim=2)[:, None, None]
+            visible = same if visible is None else visible & same
+        log_lengths = self.log_lengths
+        if isinstance(log_lengths, Tensor):
+            log_lengths = log_lengths[:, :num_blocks].flatten(1)[:, None, None, None]
+        return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, visible, own, self.scaling)
+
+    def logits(self, queries: slice, num_blocks: int) -> Tensor:
+        return log_shares(self.shares(queries, num_blocks))
+
+
+Scores = BlockScores | KeyScores
+
+
+class Routing(NamedTuple):
+    """Where queries may go."""
+
+    candidates: Tensor  # (B or 1, 1, M, N) bool
+    filled: Tensor | None  # (B or 1, M, Q) bool, slots that hold a query; None for all
+    slot: Tensor  # (B or 1, n)
+    capacity_before: Tensor | None  # (B or 1, 1, M, N) even shares of all rows before each block; None if not causal
+    block_size: int
+    from_start: bool  # whether block M of the queries is block M of the keys, so that no later one is a candidate
+
+
+def even_shares_before(candidates: Tensor, filled: Tensor | None, block_size: int) -> Tensor:
+    """`(B or 1, 1, M, N)`: the sum of `even_shares` over the tokens of all blocks before each, of whole rows."""
+    shares = _even_shares_of_blocks(candidates, filled, block_size, _most_precise(candidates.device))
+    return shares.cumsum(-2) - shares
+
+
+def even_shares_of_cache(config: Any, cached: CacheLayout) -> Tensor:
+    """The same for the blocks that new tokens touch, `(B, 1, M, N)`: all blocks before them are full."""
+    block = torch.arange(cached.num_blocks, device=cached.first_block.device)
+    num_candidates = block - config.num_local_blocks + 1 - config.num_sink_blocks
+    shares = (config.block_size / num_candidates.clamp(min=1).to(_most_precise(block.device))) * (num_candidates > 0)
+    before = shares.cumsum(0) - shares
+    # A block is a candidate of those that come `num_local_blocks` after it, or later.
+    first = before[(block + config.num_local_blocks).clamp(max=cached.num_blocks - 1)]
+    touched = cached.first_block.unsqueeze(-1) + block[: cached.filled.shape[1]]
+    return (before[touched].unsqueeze(-1) - first).clamp(min=0).unsqueeze(1)
+
+
+def _most_precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _even_shares_of_blocks(candidates: Tensor, filled: Tensor | None, block_size: int, dtype: torch.dtype) -> Tensor:
+    count = block_size if filled is None else filled.sum(-1).to(dtype)[:, None, :, None]
+    return even_shares(candidates, dtype) * count
+
+
+def route(
+    scores: Scores,
+    routing: Routing,
+    perturb: Callable[[Tensor], Tensor],
+    iterations: int,
+    capacity: float,
+    num_sorted_blocks: int,
+    keeps_plan: bool,
+    columns: Tensor | None = None,
+    keep_sums: Callable[[slice, Tensor], None] | None = None,
+) -> tuple[HardSort, Tensor | None]:
+    """
+    Args:
+        perturb: logits to the same with noise, divided by the temperature.
+        columns: `(B, G, T, N)` column sums that earlier tokens left.
+        keep_sums: called with the queries of each part and their column sums `(B, G, n, T, N)`.
+
+    Returns:
+        The choice, `(B, G, n, S)`, and with `keeps_plan` the plan `(B, G, n, N)`.
+    """
+    num_destinations, num_blocks = routing.candidates.shape[-2:]
+    per_block = routing.slot.shape[1] // num_destinations
+    causal = routing.capacity_before is not None
+    tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
+
+    def part(blocks: slice, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        queries, limit = slice(blocks.start * per_block, blocks.stop * per_block), num_blocks
+        if routing.from_start and causal:
+            limit = blocks.stop
+        with maybe_autocast(device_type=routing.slot.device.type, enabled=False):
+            logits = perturb(scores.logits(queries, limit))
+            candidates = _of_queries(routing, blocks, per_block)[..., :limit]
+            before = None if columns is None else columns[..., :limit]
+            bound = _bound(routing, blocks, per_block, logits.dtype)[..., :limit] * capacity if iterations else None
+            plan, sums = balance_plan(logits, candidates, bound, iterations, causal, before)
+        choice = hard_assignment(plan, candidates, num_sorted_blocks)
+        plan = _fit(plan, num_blocks) if keeps_plan else None
+        sums = _fit(torch.stack(sums, dim=3), num_blocks) if sums else None
+        return *choice, plan, sums
+
+    parts = []
+    for blocks in slices(scores, num_destinations, per_block, whole=iterations > 0 and not causal):
+        if tracks and num_destinations > 1:
+            made = checkpoint(part, blocks, columns, use_reentrant=False)
+        else:
+            made = part(blocks, columns)
+        sums = made[4]
+        if sums is not None and causal:
+            columns = sums[:, :, -1]
+            if keep_sums is not None:
+                keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), sums)
+        parts.append(made[:4])
+    if len(parts) == 1:
+        index, chosen, weight, plan = parts[0]
+    else:
+        index, chosen, weight = (torch.cat(x, dim=2) for x in list(zip(*parts))[:3])
+        plan = torch.cat([x[3] for x in parts], dim=2) if keeps_plan else None
+    return HardSort(index, chosen, weight), plan
+
+
+def slices(scores: Scores, num_destinations: int, per_block: int, whole: bool = False) -> Iterator[slice]:
+    """Parts of the blocks of queries. A graph has one, as it is for any length; so has a balancing of all tokens."""
+    if whole or torch.compiler.is_compiling():
+        yield slice(0, num_destinations)
+        return
+    most = MAX_SCORES.get(scores[0].device.type, MAX_SCORES["cuda"])
+    size = max(1, most // (scores.size * per_block))
+    for start in range(0, num_destinations, size):
+        yield slice(start, min(start + size, num_destinations))
+
+
+def _of_queries(routing: Routing, blocks: slice, per_block: int) -> Tensor:
+    """`(B or 1, 1, n, N)`: the candidates of each query of these blocks; none of an empty slot."""
+    candidates = routing.candidates[:, :, blocks].repeat_interleave(per_block, dim=2)
+    if routing.filled is None:
+        return candidates
+    return candidates & routing.filled[:, blocks].flatten(1)[:, None, :, None]
+
+
+def _bound(routing: Routing, blocks: slice, per_block: int, dtype: torch.dtype) -> Tensor:
+    """The even share of each column: of causal queries up to each, `(B or 1, 1, n, N)`; else of all, 1 in place of n."""
+    if routing.capacity_before is None:
+        shares = _even_shares_of_blocks(routing.candidates, routing.filled, routing.block_size, dtype)
+        return shares.sum(-2, keepdim=True)
+    before = routing.capacity_before[:, :, blocks].to(dtype).repeat_interleave(per_block, dim=2)
+    shares = even_shares(routing.candidates[:, :, blocks], dtype).repeat_interleave(per_block, dim=2)
+    slot = routing.slot[:, blocks.start * per_block : blocks.stop * per_block]
+    return before + shares * (slot % routing.block_size + 1).to(dtype)[:, None, :, None]
+
+
+def _fit(x: Tensor, num_blocks: int) -> Tensor:
+    missing = num_blocks - x.shape[-1]
+    return x if missing == 0 else torch.nn.functional.pad(x, (0, missing))
