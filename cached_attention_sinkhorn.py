@@ -196,6 +196,7 @@ def _reopen(attention: nn.Module, layout: BlockLayout, cache: CacheLayer) -> Non
         blocks = place_mixed_blocks(row, mixed, None, mask, cached.reopened_tables)
     else:
         far = number <= (block - attention.config.num_local_blocks).unsqueeze(-1)
+        far = far & (number >= attention.config.num_sink_blocks)
         blocks = gather_sorted_blocks(row, far[:, None, None], key, value, None, attention.config.num_sorted_blocks)
     cache.keep_open_block(OpenBlock(*blocks[:3]), row.squeeze(2))
 
