@@ -155,13 +155,21 @@ def test_sinks_of_blocks_equal_the_oracle(case):
 
 
 @both_directions
-@pytest.mark.parametrize("num_tokens", [1, 3, 5, 8])
+@pytest.mark.parametrize("num_tokens", [1, 5])
 @pytest.mark.parametrize("sort_net", SCORERS)
 def test_texts_of_one_block_or_two_equal_the_oracle(sort_net, num_tokens, is_decoder):
     """Without a candidate there is nothing to choose, and yet every parameter has a gradient, of zeros."""
     for route in (TOKEN, BLOCK):
         case = {"sort_net": sort_net, "is_decoder": is_decoder, "sinkhorn_iterations": 2}
         compare_case(case, route, num_tokens)
+
+
+@pytest.mark.parametrize("sort_net", ["keys", "index"])
+def test_choices_equal_the_oracle_where_nearly_all_attention_is_elsewhere(sort_net):
+    """Shares far below what a number of single precision holds still say which block is best."""
+    for route in (TOKEN, BLOCK):
+        case = {"sort_net": sort_net, "sinkhorn_iterations": 0, "initializer_range": 3.0, "num_sink_blocks": 1}
+        compare_case(case, route)
 
 
 @both_directions
@@ -178,30 +186,28 @@ def test_noise_equals_the_oracle(is_decoder, monkeypatch):
 # One implementation and another ----------------------------------------------------------------------------------
 
 
-@both_directions
 @pytest.mark.parametrize(
     "case",
     pairwise(
         route=tuple(ROUTES),
+        is_decoder=(False, True),
         num_sink_blocks=(0, 1, 2),
         num_sorted_blocks=(1, 3),
         sinkhorn_iterations=(0, 2),
         num_local_blocks=(1, 2),
-        length=(45, 150),
+        length=(45, 130),
         padded=(False, True),
     ),
     ids=describe,
 )
-def test_sdpa_equals_eager_forward_and_backward(case, is_decoder):
+def test_sdpa_equals_eager_forward_and_backward(case):
     case = dict(case)
     length, padded = case.pop("length"), case.pop("padded")
     inputs = {"input_ids": tokens(5 if padded else 2, length)}
     if padded:
         inputs["attention_mask"] = padding_masks(length)
     (states, gradients), (expected, expected_gradients) = (
-        states_and_gradients(
-            make(**case, block_size=8, is_decoder=is_decoder, implementation=implementation), **inputs
-        )
+        states_and_gradients(make(**case, block_size=8, implementation=implementation), **inputs)
         for implementation in ("sdpa", "eager")
     )
     assert_close(states, expected, 1e-9)
@@ -229,11 +235,11 @@ def test_sdpa_equals_eager_with_sinks(is_decoder, layer_type, assignment):
 
 @both_directions
 @every_route
-@pytest.mark.parametrize("num_sinks", [0, 1])
+@pytest.mark.parametrize("num_sinks", [0, 2])
 def test_maps_and_sort_matrices_of_a_model(route, is_decoder, num_sinks):
     model = make(route, implementation="eager", is_decoder=is_decoder, num_sink_blocks=num_sinks)
     ids, mask = tokens(5), padding_masks(19)
-    outputs = model(ids, attention_mask=mask, output_attentions=True, output_sort_matrices=True)
+    outputs = model(ids, attention_mask=mask, output_attentions=True, output_sort_matrices=True, use_cache=False)
     for attention_map in outputs.attentions:
         assert_close(attention_map.sum(-1), mask[:, None].expand(-1, 4, -1).double(), 1e-9)
         assert attention_map.masked_select(mask[:, None, None] == 0).abs().sum() == 0
@@ -313,21 +319,23 @@ def test_a_later_token_changes_nothing(route):
         for implementation in ("sdpa", "eager"):
             model = make(route, is_decoder=True, num_sorted_blocks=2, implementation=implementation, **overrides)
             ids, other = tokens(2, 39), tokens(2, 39, seed=2)
-            expected = model(ids).last_hidden_state
-            for place in (1, 4, 7, 16, 22, 38):
-                for end in (place + 1, 39):  # this token, and all from it on
+            expected = model(ids, use_cache=False).last_hidden_state
+            for place in (1, 4, 22, 38):
+                for end in {place + 1, 39}:  # this token, and all from it on
                     changed = torch.cat((ids[:, :place], other[:, place:end], ids[:, end:]), dim=1)
-                    actual = model(changed).last_hidden_state
+                    actual = model(changed, use_cache=False).last_hidden_state
                     assert_close(actual[:, :place], expected[:, :place], 1e-12)
 
 
-@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @every_route
-def test_no_pair_of_positions_leaks(route, training):
+def test_no_pair_of_positions_leaks(route):
     """Nor by a gradient; with the noise of training."""
-    for overrides in ({}, {"num_local_blocks": 2, "num_sink_blocks": 1}, {"layer_type": "mixture_attention"}):
+    for training, overrides in (
+        (False, {}),
+        (True, {"num_local_blocks": 2, "num_sink_blocks": 1, "layer_type": "mixture_attention"}),
+    ):
         model = make(route, is_decoder=True, gumbel_noise=True, **overrides).float().train(training)
-        seen = pairs_with_a_gradient(model)
+        seen = pairs_with_a_gradient(model, 15)
         assert not seen.triu(1).any(), "an output depends on a later token"
         assert seen.diagonal().all()
 
@@ -364,15 +372,18 @@ def test_a_row_of_padding_alone_is_harmless(route, is_decoder):
     model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state.sum().backward()
     assert outputs[0][1].abs().sum() == 0
     assert embeds.grad.isfinite().all()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    gradients = [parameter.grad for name, parameter in model.named_parameters() if name != "embed_tokens.weight"]
+    assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 @both_directions
 @every_route
-def test_each_document_of_a_packed_row_equals_the_document_alone(route, is_decoder, implementation):
-    for overrides in ({"sinkhorn_iterations": 0}, {"num_sink_blocks": 1, "num_sorted_blocks": 2}):
-        model = make(route, is_decoder=is_decoder, implementation=implementation, **overrides).train()
+def test_each_document_of_a_packed_row_equals_the_document_alone(route, is_decoder):
+    for overrides in (
+        {"sinkhorn_iterations": 0, "implementation": "eager"},
+        {"num_sink_blocks": 1, "num_sorted_blocks": 2},
+    ):
+        model = make(route, is_decoder=is_decoder, **overrides).train()
         texts = documents()
         ids, positions = pack(texts)
         weight = torch.randn(ids.shape[1], 16, generator=torch.Generator().manual_seed(2), dtype=torch.double)
@@ -393,12 +404,11 @@ def test_sort_matrices_of_a_packed_row_stay_within_documents():
         ids, positions = pack(texts)
         number = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([len(text) for text in texts]))
         block = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor([-(-len(text) // 4) for text in texts]))
-        for matrix in model(ids, position_ids=positions, output_sort_matrices=True).sort_matrices:
+        for matrix in model(ids, position_ids=positions, output_sort_matrices=True, use_cache=False).sort_matrices:
             assert matrix.shape == (1, 2, ids.shape[1], len(block))
             assert matrix[..., number[:, None] != block].abs().max() == 0
-            one = model(texts[4].unsqueeze(0), output_sort_matrices=True).sort_matrices
-        part = matrix[:, :, number == 4][..., block == 4]
-        assert_close(part, one[-1], 1e-9)
+        one = model(texts[4].unsqueeze(0), output_sort_matrices=True, use_cache=False).sort_matrices
+        assert_close(matrix[:, :, number == 4][..., block == 4], one[-1], 1e-9)
 
 
 # Decoding ------------------------------------------------------------------------------------------------------------
@@ -428,7 +438,7 @@ def test_chunks_equal_the_full_forward(case):
     mask = padding_masks(27) if padded else None
     real = slice(None) if mask is None else mask.bool()
     expected = model(ids, attention_mask=mask, use_cache=False).logits[real]
-    for sizes in ([27], [1], [5, 1, 1], [9, 2, 4]):
+    for sizes in ([1], [5, 1, 9, 2]):
         actual = in_chunks(model, ids, mask, sizes, make_cache(model, static))[real]
         assert_close(actual, expected, 1e-9)
 
@@ -441,36 +451,36 @@ def test_chunks_equal_the_full_forward(case):
 ], ids=str)  # fmt: skip
 @torch.no_grad()
 def test_chunks_with_sinks_equal_the_full_forward(overrides, static):
-    for num_sinks in (1, 2):
-        model = make(None, SinkhornForCausalLM, is_decoder=True, num_sink_blocks=num_sinks, **overrides)
-        ids, mask = tokens(5, 27), padding_masks(27)
-        expected = model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
-        for sizes in ([1], [9, 2, 4]):
-            actual = in_chunks(model, ids, mask, sizes, make_cache(model, static))[mask.bool()]
-            assert_close(actual, expected, 1e-9)
+    model = make(None, SinkhornForCausalLM, is_decoder=True, num_sink_blocks=2, **overrides)
+    ids, mask = tokens(5, 23), padding_masks(23)
+    expected = model(ids, attention_mask=mask, use_cache=False).logits[mask.bool()]
+    for sizes in ([1], [6, 2, 4]):
+        actual = in_chunks(model, ids, mask, sizes, make_cache(model, static))[mask.bool()]
+        assert_close(actual, expected, 1e-9)
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
 @every_route
 @torch.no_grad()
 def test_cropped_caches_go_on_as_if_nothing_had_been(route, iterations):
-    """By a few tokens, over a block boundary, to one, and far back: with the past recorded always, without where it can."""
+    """By a few tokens, over a block boundary, to one, and far back, where a recording may be asked for."""
     model = make(route, SinkhornForCausalLM, is_decoder=True, num_sink_blocks=1, sinkhorn_iterations=iterations)
-    ids = tokens(2, 30)
+    ids = tokens(2, 29)
     expected = model(ids, use_cache=False).logits
-    for recording in (False, True):
-        for length in (24, 22, 21, 20, 17, 16, 11, 4, 3, 0):
-            cache = make_cache(model, False)
-            if recording:
-                cache.activate_past_recording()
-            model(ids[:, :20], cache=cache)
-            in_chunks(model, ids[:, 20:26], None, [1], cache)
+    for recording, lengths in ((False, (24, 22, 21, 20, 16, 11)), (True, (22, 20, 16, 11, 3, 0))):
+        filled = make_cache(model, False)
+        if recording:
+            filled.activate_past_recording()
+        in_chunks(model, ids[:, :26], None, [19, 2, 1], filled)
+        for length in lengths:
+            cache = copy.deepcopy(filled)
             try:
                 cache.crop(length - 26)
-                actual = in_chunks(model, ids[:, length:], None, [1, 1, 3], cache)
             except RuntimeError as error:
-                assert not recording and length < 20 and "activate_past_recording" in str(error)
+                assert not recording and length < 20, f"{length} tokens reach into the last two blocks"
+                assert "activate_past_recording" in str(error)
             else:
+                actual = in_chunks(model, ids[:, length:], None, [1, 1, 9], cache)
                 assert_close(actual, expected[:, length:], 1e-9)
 
 
@@ -483,15 +493,13 @@ def test_rows_are_reordered_and_repeated(route, static):
     ids, mask = tokens(3, 29), torch.ones(3, 29, dtype=torch.long)
     mask[1, :5], mask[2, :11] = 0, 0
     expected = model(ids, attention_mask=mask, use_cache=False).logits
-    for order in ([2, 0, 1], [1, 1, 0]):
-        cache = make_cache(model, static)
-        in_chunks(model, ids[:, :15], mask, [13, 1], cache)
-        cache.reorder_cache(torch.tensor(order))
-        actual = [
-            model(ids[order, t : t + 1], attention_mask=mask[order, : t + 1], cache=cache).logits
-            for t in range(15, 29)
-        ]
-        assert_close(torch.cat(actual, dim=1), expected[order, 15:], 1e-9)
+    order, cache = [2, 1, 1], make_cache(model, static)
+    in_chunks(model, ids[:, :15], mask, [13, 1], cache)
+    cache.reorder_cache(torch.tensor(order))
+    actual = [
+        model(ids[order, t : t + 1], attention_mask=mask[order, : t + 1], cache=cache).logits for t in range(15, 24)
+    ]
+    assert_close(torch.cat(actual, dim=1), expected[order, 15:24], 1e-9)
     cache = make_cache(model, static)
     model(ids[:, :15], attention_mask=mask[:, :15], cache=cache)
     cache.batch_repeat_interleave(2)
@@ -512,7 +520,7 @@ def test_rows_are_reordered_and_repeated(route, static):
     static=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @torch.no_grad()
 def test_any_schedule_equals_the_full_forward(
     operations, padding, route, iterations, num_sinks, num_local, static, seed
@@ -553,6 +561,19 @@ def test_every_parameter_gets_a_gradient(route, is_decoder):
     names = {name.partition("sort_net.")[2] for name in model.state_dict() if "sort_net" in name}
     own = {"bilinear": {"row_proj.weight", "column_proj.weight"}, "index": {"index_proj"}, "keys": set()}
     assert names == own[route.partition("-")[2]]
+
+
+@both_directions
+@pytest.mark.parametrize("sort_net", ["bilinear", "index"])
+def test_gradients_are_finite_in_single_precision(sort_net, is_decoder):
+    """Also where some rows of the plan, as of padding, choose nothing, and many iterations follow each other."""
+    for seed in range(3):
+        model = make(f"token-{sort_net}", is_decoder=is_decoder, sort_capacity=1.0, sinkhorn_iterations=8)
+        exact = states_and_gradients(model, input_ids=tokens(2, 19, seed), use_cache=False)[1]
+        rough = states_and_gradients(model.float(), input_ids=tokens(2, 19, seed), use_cache=False)[1]
+        for name, gradient in rough.items():
+            assert gradient.isfinite().all(), name
+            assert_close(gradient, exact[name], 1e-3)
 
 
 @both_directions
@@ -608,7 +629,7 @@ def test_noise_changes_choices_in_training_alone():
 @every_route
 @torch.no_grad()
 def test_bfloat16_is_close_to_float32(route, is_decoder):
-    """Where everything is chosen, and a choice cannot tip, as close as full attention; otherwise in the mean, too."""
+    """As close as full attention where everything is chosen; otherwise most tokens: single choices may tip."""
     ids, mask = tokens(5, 61), padding_masks(61)
     for num_sorted in (9, 2):
         fields = {"initializer_range": 0.1, "block_size": 8, "num_sorted_blocks": num_sorted, "num_sink_blocks": 1}
@@ -618,7 +639,8 @@ def test_bfloat16_is_close_to_float32(route, is_decoder):
             exact = network(ids, attention_mask=mask).last_hidden_state
             rough = network.to(torch.bfloat16)(ids, attention_mask=mask).last_hidden_state
             assert rough.dtype == torch.bfloat16 and rough.isfinite().all()
-            errors.append((rough.float() - exact)[mask.bool()].pow(2).mean().sqrt().item())
+            of_tokens = (rough.float() - exact)[mask.bool()].pow(2).mean(-1).sqrt()
+            errors.append(of_tokens.max() if num_sorted == 9 else of_tokens.median())
         assert errors[1] <= 2 * errors[0]
 
 
@@ -681,13 +703,13 @@ def test_compiles_whole_for_every_length(route, is_decoder):
 # Cost ----------------------------------------------------------------------------------------------------------------
 
 
-@both_directions
-@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("iterations, is_decoder", [(0, True), (2, False), (2, True)])
 @pytest.mark.parametrize("sort_net", SCORERS)
 def test_no_tensor_is_as_large_as_all_pairs_of_tokens(sort_net, iterations, is_decoder):
     """Nor as the pairs of tokens and of what they read."""
     length, heads, chosen = 2048, 4, 4
     fields = {"block_size": 16, "num_key_value_heads": 1, "sinkhorn_iterations": iterations, "key_piece_size": 16}
+    fields["num_hidden_layers"] = 1
     model = make(f"token-{sort_net}", num_sorted_blocks=chosen, is_decoder=is_decoder, **fields).float().train()
     with NewTensors() as new:
         model(tokens(1, length)).last_hidden_state.sum().backward()
