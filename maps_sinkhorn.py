@@ -95,11 +95,11 @@ def attend_by_map(attention_map: Tensor, value: Tensor, grid: BlockGrid, repeats
 
 def map_of_tokens(grid_map: Tensor, layout: BlockLayout) -> Tensor:
     """A map between slots, `(B, H, M, Q, N, b)`, to one between tokens, `(B, H, L, keys)`, 0 at padding."""
-    tokens = _tokens_of_slots(grid_map.flatten(4, 5).flatten(2, 3), layout.grid, dim=2)
-    return _tokens_of_slots(tokens, layout.key_grid or layout.grid, dim=3)
+    tokens = tokens_of_slots(grid_map.flatten(4, 5).flatten(2, 3), layout.grid, dim=2)
+    return tokens_of_slots(tokens, layout.key_grid or layout.grid, dim=3)
 
 
-def _tokens_of_slots(grid_map: Tensor, grid: BlockGrid, dim: int) -> Tensor:
+def tokens_of_slots(grid_map: Tensor, grid: BlockGrid, dim: int) -> Tensor:
     """Slots to tokens in dimension `dim` of `(B, H, rows, columns)`, 0 at padding."""
     if grid.slot_of_token is None:
         return grid_map.narrow(dim, 0, grid.num_tokens)

@@ -129,7 +129,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 `(B, H, L, L)`: the weight that each query gave to each source token, also through the sorting. The
                 outputs are computed from them, so that gradients with respect to them exist.
             output_sort_matrices (`bool`): adds `sort_matrices`, `(B, G, N, N)` for each layer that sorts; with a cache
-                that is not empty, the rows of the blocks that the new tokens touch.
+                that is not empty, the rows of the blocks that the new tokens touch. Where tokens choose, `(B, G, L, N)`.
             is_causal (`bool`): refused where it is not what the configuration says.
             token_type_ids: refused unless all are 0; the model has no token types.
             past_key_values: the name that `cache` had before Transformers 5.24.

@@ -16,6 +16,7 @@ try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention
     from .cached_attention_sinkhorn import CacheLayer, all_keys_and_values, keep_pieces, local_keys_and_values
     from .layout_sinkhorn import BlockLayout
+    from .maps_sinkhorn import tokens_of_slots
     from .rotary_sinkhorn import apply_rotary
     from .routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from .routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
@@ -24,6 +25,7 @@ except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from cached_attention_sinkhorn import CacheLayer, all_keys_and_values, keep_pieces, local_keys_and_values
     from layout_sinkhorn import BlockLayout
+    from maps_sinkhorn import tokens_of_slots
     from rotary_sinkhorn import apply_rotary
     from routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
@@ -61,6 +63,7 @@ class SinkhornTokenAttention(SinkhornAttention):
         sources = Sources(
             key_blocks, value_blocks, grid.filled, *self.always_read(key, value, layout), layout.local_mask
         )
+        plan = None if plan is None else tokens_of_slots(plan, grid, dim=2)
         return *self._attend(query, choice, sources, (key, value), layout, maps), plan
 
     def attend_from_cache(
@@ -93,6 +96,8 @@ class SinkhornTokenAttention(SinkhornAttention):
         keys_and_values = cache.key_value_blocks()
         sources = Sources(*keys_and_values, None, *local_keys_and_values(layout, cache), layout.local_mask)
         everything = all_keys_and_values(layout, cache) if self.layer_type == "mixture_attention" else None
+        if plan is not None:  # no token ever stands in the last block
+            plan = tokens_of_slots(plan[..., : cached.num_blocks - 1], layout.grid, dim=2)
         return *self._attend(query, choice, sources, everything, layout, maps), plan
 
     def _scores_in_cache(

@@ -52,6 +52,24 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
     "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
 }
+TOKEN_ROUTING = {
+    "is_decoder": True,
+    "sort_granularity": "token",
+    "sort_assignment": "hard",
+    "sort_net": "keys",
+    "num_sorted_blocks": 4,
+    "num_local_blocks": 2,
+    "num_sink_blocks": 1,
+}
+SINKHORN_VARIANTS |= {
+    "causal token": TOKEN_ROUTING | {"sinkhorn_iterations": 0},
+    "causal token, balanced": TOKEN_ROUTING | {"sinkhorn_iterations": 2},
+    "causal window of 7 blocks": {
+        "is_decoder": True,
+        "layer_types": ["local_attention"] * LAYERS,
+        "num_local_blocks": 7,
+    },
+}
 PYPI_PACKAGE = "sinkhorn-transformer"
 PYPI_ROUTING = {
     "PyPI sinkhorn": {},  # its defaults: the two best blocks, no balancing

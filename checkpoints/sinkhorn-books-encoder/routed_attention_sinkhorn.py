@@ -1,0 +1,1 @@
+../../routed_attention_sinkhorn.py

@@ -1,0 +1,1 @@
+../../shares_sinkhorn.py

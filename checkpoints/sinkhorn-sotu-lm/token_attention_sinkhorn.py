@@ -1,0 +1,1 @@
+../../token_attention_sinkhorn.py
