@@ -57,7 +57,7 @@ def states_and_gradients(model, **inputs):
     states = model(**inputs).last_hidden_state
     mask = inputs.get("attention_mask")
     states = states if mask is None else states[mask.bool()]
-    direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(3), dtype=states.dtype)
+    direction = torch.randn(states.shape, generator=torch.Generator().manual_seed(3)).to(states.dtype)
     names, parameters = zip(*model.named_parameters())
     gradients = torch.autograd.grad((states * direction).sum(), parameters)
     return states.detach(), dict(zip(names, gradients))
@@ -573,7 +573,7 @@ def test_gradients_are_finite_in_single_precision(sort_net, is_decoder):
         rough = states_and_gradients(model.float(), input_ids=tokens(2, 19, seed), use_cache=False)[1]
         for name, gradient in rough.items():
             assert gradient.isfinite().all(), name
-            assert_close(gradient, exact[name], 1e-3)
+            assert_close(gradient, exact[name], 1e-4)
 
 
 @both_directions
