@@ -61,16 +61,15 @@ def attend_to_gathered(
         The output `(B, M, Q, H, D)`, and with `maps` the weights on always read keys `(B, H, M, Q, K)` and on all
         tokens through the choice, `(B, H, M, Q, N, b)`.
     """
-    _, num_destinations, per_block, heads, width = query.shape
-    numbers = query.shape[0] * per_block * sources.key.shape[1] * choice.index.shape[-1] * sources.key.shape[3] * width
-    size = max(1, MAX_GATHERED.get(query.device.type, MAX_GATHERED["cuda"]) // numbers)
-    if torch.compiler.is_compiling():
-        size = num_destinations
+    num_destinations = size = query.shape[1]
+    if not torch.compiler.is_compiling():  # a graph is for any length
+        numbers = query[:, 0, :, 0].numel() * sources.key[0, :, 0].numel() * choice.index.shape[-1]
+        size = max(1, MAX_GATHERED.get(query.device.type, MAX_GATHERED["cuda"]) // numbers)
 
     def part(start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         return _attend_to_gathered(query, choice, sources, slice(start, stop), scaling, dropout, maps)
 
-    if size >= num_destinations:
+    if torch.compiler.is_compiling() or size >= num_destinations:
         return part(0, num_destinations)
     parts = []
     for start in range(0, num_destinations, size):

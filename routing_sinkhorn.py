@@ -150,11 +150,12 @@ def route(
     num_destinations, num_blocks = routing.candidates.shape[-2:]
     per_block = routing.slot.shape[1] // num_destinations
     causal = routing.capacity_before is not None
+    in_parts = not torch.compiler.is_compiling()  # a graph is for any length: it has one part, and guards no size
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
     def part(blocks: slice, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
         queries, limit = slice(blocks.start * per_block, blocks.stop * per_block), num_blocks
-        if routing.from_start and causal:
+        if routing.from_start and causal and in_parts:
             limit = blocks.stop
         with maybe_autocast(device_type=routing.slot.device.type, enabled=False):
             logits = perturb(scores.logits(queries, limit))
@@ -169,7 +170,7 @@ def route(
 
     parts = []
     for blocks in slices(scores, num_destinations, per_block, whole=iterations > 0 and not causal):
-        if tracks and num_destinations > 1:
+        if tracks and in_parts:
             made = checkpoint(part, blocks, columns, use_reentrant=False)
         else:
             made = part(blocks, columns)
@@ -188,7 +189,7 @@ def route(
 
 
 def slices(scores: Scores, num_destinations: int, per_block: int, whole: bool = False) -> Iterator[slice]:
-    """Parts of the blocks of queries. A graph has one, as it is for any length; so has a balancing of all tokens."""
+    """Parts of the blocks of queries: one in a graph, and one where all tokens are balanced at once."""
     if whole or torch.compiler.is_compiling():
         yield slice(0, num_destinations)
         return

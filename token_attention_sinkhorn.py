@@ -159,11 +159,7 @@ class SinkhornTokenAttention(SinkhornAttention):
         return output, attention_map
 
     def _gathers(self, query: Tensor, dropout: float, maps: bool) -> bool:
-        return (
-            maps
-            or dropout > 0
-            or self.config._attn_implementation == "eager"
-            or query.shape[1] * query.shape[2] <= FEW_QUERIES
-            or torch.compiler.is_compiling()
-            or torch.jit.is_tracing()
-        )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return True
+        few = query.shape[1] * query.shape[2] <= FEW_QUERIES
+        return maps or few or dropout > 0 or self.config._attn_implementation == "eager"
