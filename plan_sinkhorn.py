@@ -10,9 +10,6 @@ import torch
 from torch import Tensor
 
 
-SMALLEST_SUM = 1e-30
-
-
 def balance_plan(
     logits: Tensor,
     candidates: Tensor,
@@ -43,8 +40,10 @@ def balance_plan(
         if columns is not None:
             sums = sums + columns[:, :, iteration, None]
         all_sums.append(sums)
-        plan = plan * (capacity / sums.clamp_min(SMALLEST_SUM)).clamp(max=1)
-        plan = plan / plan.sum(-1, keepdim=True).clamp_min(SMALLEST_SUM)
+        is_above = sums > capacity  # elsewhere nothing is divided, not even 0 by 0
+        plan = plan * (torch.where(is_above, capacity, 1) / torch.where(is_above, sums, 1))
+        totals = plan.sum(-1, keepdim=True)
+        plan = plan / torch.where(totals > 0, totals, 1)
     return plan, all_sums
 
 

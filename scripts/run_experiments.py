@@ -39,6 +39,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=_integers, help="By commas; default: those of the config files.")
     parser.add_argument("--only", type=_words, metavar="MODELS", help="Some of the models, by commas.")
     parser.add_argument("--conditions", type=_words, help="Some of the config files' conditions, by commas.")
+    parser.add_argument(
+        "--first",
+        type=_words,
+        default=[],
+        metavar="CONDITIONS",
+        help="Some of the conditions, by commas, of which every seed is run before anything else. Otherwise the first "
+        "seed of everything comes before the second of anything.",
+    )
     parser.add_argument("--results_dir", type=Path, help="Default: results/experiments.")
     parser.add_argument("--work_dir", type=Path, default=ROOT / "runs" / "experiments", help="For checkpoints.")
     parser.add_argument("--time_limit_minutes", type=float, help="Stop then, with a checkpoint; call again to resume.")
@@ -69,7 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     names = experiments() if "all" in options.experiments else options.experiments
     check_choice(names, options)
-    runs = all_runs(names, options.budget, seeds=options.seeds, models=options.only, conditions=options.conditions)
+    choice = {"seeds": options.seeds, "models": options.only, "conditions": options.conditions}
+    runs = all_runs(names, options.budget, options.first, **choice)
     if not runs:
         raise UserError("no run fits these flags; --list without --only and --conditions shows what there is.")
     if options.list:

@@ -17,6 +17,7 @@ STYLES = {
     "local": ("#009E73", "^"),
     "local2": ("#117733", "v"),
     "local3": ("#999933", "<"),
+    "local4": ("#661100", "1"),
     "soft": ("#0072B2", "o"),
     "far": ("#000000", "d"),
     "quiet": ("#6699CC", "8"),
@@ -28,6 +29,12 @@ STYLES = {
     "mixture": ("#CC79A7", "X"),
     "longformer": ("#882255", ">"),
     "bigbird": ("#999999", "*"),
+    "token_bilinear": ("#0072B2", "o"),
+    "token_bilinear_balanced": ("#0072B2", "."),
+    "token_keys": ("#000000", "d"),
+    "token_keys_balanced": ("#000000", "."),
+    "token_index": ("#CC79A7", "X"),
+    "token_index_balanced": ("#CC79A7", "."),
 }
 
 
@@ -114,8 +121,15 @@ def by_position(records: list[dict], config: dict[str, Any]) -> Any:
         "by_position_in_row": "sixteenth of the row",
         "by_position_in_document": "sixteenth of the document",
     }
-    figure, panels = _panels(len(conditions) * len(kinds), len(kinds))
-    cases = [(condition, kind) for condition in conditions for kind in kinds]
+    cases = [
+        (condition, kind)
+        for condition in conditions
+        for kind in kinds
+        if mean_list(select(records, condition=condition), f"test.{kind}") is not None
+    ]
+    if not cases:
+        return None
+    figure, panels = _panels(len(cases), len(kinds))
     for panel, (condition, kind) in zip(panels, cases):
         for model in models:
             values = mean_list(select(records, condition=condition, model=model), f"test.{kind}")

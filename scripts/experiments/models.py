@@ -19,6 +19,7 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "local": {"layer_types": "local_attention"},
     "local2": {"layer_types": "local_attention", "num_local_blocks": 2},
     "local3": {"layer_types": "local_attention", "num_local_blocks": 3},
+    "local4": {"layer_types": "local_attention", "num_local_blocks": 4},
     "soft": {},
     "quiet": {"gumbel_noise": False},
     "far": {"num_local_blocks": 2, "causal_balancing": "capacity", "sort_pooling": "first"},
@@ -29,6 +30,12 @@ SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     "sortcut": {"layer_types": "sortcut_attention"},
     "mixture": {"layer_types": "mixture_attention"},
 }
+for _sort_net in ("bilinear", "keys", "index"):  # each token reads the two blocks that it chooses
+    _routes = {"sort_granularity": "token", "sort_assignment": "hard", "num_sorted_blocks": 2, "sort_net": _sort_net}
+    SINKHORN_VARIANTS[f"token_{_sort_net}"] = _routes | {"sinkhorn_iterations": 0}
+    SINKHORN_VARIANTS[f"token_{_sort_net}_balanced"] = _routes
+SINKHORN_VARIANTS["token_index_one"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 1}
+SINKHORN_VARIANTS["token_index_four"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 4}
 PEERS = ("longformer", "bigbird")
 REFERENCE = "soft"
 

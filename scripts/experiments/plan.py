@@ -12,7 +12,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,10 @@ def runs_of(
             yield Run(experiment, budget, condition, model, seed, settings)
 
 
-def all_runs(names: list[str], budget: str, **choice: Any) -> list[Run]:
-    """Of several experiments; the first seed of each before the second of any, so that a stopped set is of use."""
+def all_runs(names: list[str], budget: str, first: Sequence[str] = (), **choice: Any) -> list[Run]:
+    """
+    Of several experiments; the first seed of each before the second of any, so that a stopped set is of use. Before
+    them, all seeds of the conditions that are named `first`.
+    """
     runs = [run for name in names for run in runs_of(name, budget, **choice)]
-    return sorted(runs, key=lambda run: run.seed)
+    return sorted(runs, key=lambda run: (run.condition not in first, run.seed))

@@ -33,6 +33,8 @@ TITLES = {
     "byte_lm": "Language modelling of bytes",
     "sotu_qa": "Question answering",
     "ablations": "One factor at a time",
+    "token_routing": "Routing by token",
+    "token_settings": "Settings of routing by token",
 }
 INTRODUCTION = """\
 # Experiments
@@ -50,10 +52,11 @@ and the runs by `python scripts/run_experiments.py all --jobs 2` (`--help` tells
 | model | |
 |---|---|
 | `full` | full attention |
-| `local`, `local2`, `local3` | block-local attention: the block itself, with one block before (encoder: on each side), with two |
+| `local`, `local2`, `local3`, `local4` | block-local attention: the block itself, with one block before (encoder: on each side), with two, with three |
 | `soft`, `hard` | Sinkhorn attention that mixes blocks (the paper's), or that gathers the best one |
 | `hard2` | hard, two sorted blocks |
 | `soft0`, `hard0` | without balancing |
+| `token_bilinear`, `token_keys`, `token_index` | each token chooses two blocks for itself, without balancing; `_balanced`: with it |
 | `quiet` | soft, without Gumbel noise in training |
 | `far` | soft, with two local blocks, balanced by capacity, the first token as descriptor |
 | `sortcut` | every query reads the first two sorted blocks |

@@ -26,8 +26,10 @@ def check_choice(names: list[str], options: argparse.Namespace) -> None:
     configs = [load_config(name) for name in names]
     known = {"--conditions": set().union(*(config["conditions"] for config in configs))}
     known["--only"] = set().union(*(_models_of(config) for config in configs))
-    for flag, given in (("--conditions", options.conditions), ("--only", options.only)):
-        unknown = sorted(set(given or ()) - known[flag])
+    known["--first"] = known["--conditions"]
+    given = {"--conditions": options.conditions, "--first": options.first, "--only": options.only}
+    for flag, words in given.items():
+        unknown = sorted(set(words or ()) - known[flag])
         if unknown:
             raise UserError(f"{flag}: {', '.join(unknown)} is not among {', '.join(sorted(known[flag]))}.")
 

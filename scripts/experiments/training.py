@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from common.model_settings import recorded_settings
 from common.run_record import provenance
 from experiments.descriptors import causal_descriptor
+from experiments.evenness import evenness
 from experiments.models import make_model, parameters
 from experiments.plan import Run
 from experiments.tasks import TaskData, load_task
@@ -69,6 +70,10 @@ def _execute(
             with_changed_config(model, settings["serve"]), evaluation_mode=True
         )
     scores = {part: score(trainer, task, rows) for part, rows in task.tests.items()}
+    if getattr(model.config, "sort_granularity", "block") == "token":
+        rows = next(iter(task.tests.values()))
+        some = [rows[index] for index in range(min(len(rows), trainer.args.per_device_eval_batch_size))]
+        scores["routing"] = evenness(trainer.model, task.collate(some))
     record = {
         **provenance(),
         "experiment": run.experiment,

@@ -21,7 +21,7 @@ from transformers import (
 
 import run_experiments
 import sort_net_sinkhorn
-from experiments import descriptors, plan, report, results, routing, tables
+from experiments import descriptors, evenness, plan, report, results, routing, tables
 from experiments.models import PEERS, SINKHORN_VARIANTS, make_model, parameters
 from experiments.tasks import GeneratedRows, byte_lm, listops, needle, pad, sorting, sotu_qa
 from experiments.tasks.text import SPECIALS, Encoder
@@ -90,6 +90,26 @@ def test_the_last_page_points_for_decoders():
     first, last = (needle.draw(np.random.default_rng(3), data | {"causal": causal}) for causal in (False, True))
     assert first["labels"] == last["labels"]
     assert np.roll(last["input_ids"], 16).tolist() == first["input_ids"].tolist()
+
+
+@pytest.mark.parametrize("written, needles, asks", [("over and over", 1, 8), ("over and over", 2, 8), ("once", 2, 2)])
+@pytest.mark.parametrize("question", ["end", "anywhere"])
+def test_a_question_does_not_begin_its_page(generator, question, written, needles, asks):
+    data = {"length": 128, "page_tokens": 16, "classes": 8, "needles": needles, "written": written, "causal": True}
+    pages, answers = 8, 1 + needle.WORDS
+    numbers, pointers = answers + 8, answers + 8 + 8
+    starts = set()
+    for _ in range(60):
+        row = needle.draw(generator, data | {"question": question})
+        tokens = row["input_ids"].reshape(pages, 16)
+        places = np.flatnonzero(tokens[-1] >= pointers)
+        assert len(places) == asks and np.ptp(places) == asks - 1 and places[0] > 0
+        assert (np.delete(tokens[-1], places) < answers).all()
+        starts.add(int(places[0]))
+        pages_asked = np.unique(tokens[-1][places] - pointers) - 1  # the last page is number 0 and comes last
+        given = [page[(page >= answers) & (page < numbers)][0] - answers for page in tokens[pages_asked]]
+        assert len(given) == needles and max(given) == row["labels"]
+    assert starts == ({16 - asks} if question == "end" else set(range(1, 17 - asks)))
 
 
 def evaluate_listops(words: list[str]) -> int:
@@ -209,6 +229,7 @@ SMALL = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "block_size": 8,
+    "key_piece_size": 4,
     "num_labels": 3,
     "pad_token_id": 0,
 }
@@ -223,6 +244,17 @@ def test_models_have_equal_parameters(name, auto_class):
     found = make_model(name, SMALL, 128, auto_class, 0)
     slack = 5000 if name == "longformer" else 300  # Longformer's projections for global attention and its pooler
     assert abs(parameters(found) - expected) <= min(slack, 2 * 3 * 32 + 2)
+
+
+def test_loads_of_blocks():
+    matrix = torch.tensor([[0.6, 0.3, 0.1]] * 4 + [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]])[None, None]
+    even = torch.tensor([4 / 3 + 1 / 2, 4 / 3, 4 / 3 + 1 / 2])
+    assert torch.allclose(evenness.loads(matrix[:, :, :4], 1), torch.tensor([3.0, 0, 0]))
+    assert torch.allclose(evenness.loads(matrix, 2)[0, 0], torch.tensor([5, 4, 1]) / torch.tensor([11, 8, 11]) * 3)
+    assert evenness.loads(matrix, 1)[0, 0, 1] == 0 and torch.allclose(
+        evenness.loads(matrix, 1) @ even, torch.tensor(5.0)
+    )
+    assert evenness.loads(matrix[:, :, 4:], 1)[0, 0, 1].isnan()
 
 
 def test_another_causal_descriptor_reads_what_it_says():
@@ -267,6 +299,14 @@ def test_config_files_hold(experiment):
             choice = {"seeds": [one.seed], "models": [one.model], "conditions": [one.condition]}
             (same,) = plan.runs_of(experiment, budget, config, **choice)
             assert same == one and same.settings == one.settings  # the command of a record makes that run
+
+
+def test_conditions_that_come_first():
+    runs = plan.all_runs(["needle"], "full", ["256_two", "512"], models=["soft"], conditions=["256", "512", "256_two"])
+    assert [(run.condition, run.seed) for run in runs] == [
+        *[(condition, seed) for seed in (0, 1, 2) for condition in ("512", "256_two")],
+        *[("256", seed) for seed in (0, 1, 2)],
+    ]
 
 
 def test_later_settings_win():
@@ -448,6 +488,7 @@ def test_one_failure_does_not_stop_the_rest(tiny, tmp_path, monkeypatch, capsys)
         (["nothing"], "there is no experiment 'nothing'"),
         (["sorting", "--only", "softly"], "--only: softly is not among"),
         (["sorting", "--conditions", "never"], "--conditions: never is not among"),
+        (["sorting", "--first", "never"], "--first: never is not among"),
     ],
 )
 def test_wrong_names_are_refused(flags, words):

@@ -66,8 +66,9 @@ def pad(rows: list[dict], pad_token_id: int = 0) -> dict[str, Tensor]:
             batch[name] = torch.tensor(values)
         else:
             filler = -100 if name == "labels" else pad_token_id
-            padded = [np.pad(value, (0, max(lengths) - len(value)), constant_values=filler) for value in values]
-            batch[name] = torch.from_numpy(np.stack(padded)).long()
+            if min(lengths) < max(lengths):  # rows of one length are many in a run, and need no slow np.pad
+                values = [np.pad(value, (0, max(lengths) - len(value)), constant_values=filler) for value in values]
+            batch[name] = torch.from_numpy(np.stack(values)).long()
     if min(lengths) < max(lengths):
         batch["attention_mask"] = (torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(-1)).long()
     return batch

@@ -7,6 +7,10 @@ is read at the last token.
 
 `written: "over and over"` fills a page with its number and its answer (and the first page with its pointers), so the
 mean of a block has all the information. `written: "once"` writes each once; the rest of a page is random words.
+
+`question` says where in its page the pointers stand. By default they begin it (or fill it, over and over), so that a
+causal SortNet that reads the first token of a block reads them. With `question: "end"` they end the page, and with
+`"anywhere"` they begin at a random token that is not the first; the rest of the page, at least half of it, is random words.
 """
 
 import numpy as np
@@ -34,9 +38,23 @@ def draw(generator: np.random.Generator, data: dict) -> dict:
         tokens = 1 + generator.integers(WORDS, size=(pages, page))
         tokens[:, 1:3] = marks
         tokens[0, 1 : 1 + needles] = pointers_from + targets
+    if data.get("question", "first") != "first":
+        tokens[0] = _asking_page(generator, pointers_from + targets, data)
     if data.get("causal"):
         tokens = np.roll(tokens, -1, axis=0)
     return {"input_ids": tokens.reshape(-1), "labels": int(answers[targets].max())}
+
+
+def _asking_page(generator: np.random.Generator, pointers: np.ndarray, data: dict) -> np.ndarray:
+    """Random words, and among them the pointers at the place that `question` names."""
+    page = data["page_tokens"]
+    if data["written"] == "over and over":
+        pointers = np.sort(np.resize(pointers, page // 2))
+    last_start = page - len(pointers)
+    start = {"end": last_start, "anywhere": generator.integers(1, last_start + 1)}[data["question"]]
+    tokens = 1 + generator.integers(WORDS, size=page)
+    tokens[start : start + len(pointers)] = pointers
+    return tokens
 
 
 def target_pages(input_ids: np.ndarray, data: dict) -> list[int]:
