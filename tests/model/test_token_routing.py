@@ -111,12 +111,12 @@ def test_routing_by_token_equals_the_oracle(case):
         sinkhorn_temperature=(0.2, 1.0),
         attention_bias=(False, True),
         block_size=(2, 4, 6),
-        sinkhorn_iterations=(1, 8),
+        sinkhorn_iterations=(1, 4),
     ),
     ids=describe,
 )
 def test_routing_by_token_with_every_setting_equals_the_oracle(case):
-    compare_case(case, TOKEN)
+    compare_case(case, TOKEN, num_tokens=13)
 
 
 @pytest.mark.parametrize(
@@ -406,7 +406,7 @@ def test_each_document_of_a_packed_row_equals_the_document_alone(route, is_decod
         {"num_sink_blocks": 1, "num_sorted_blocks": 2},
     ):
         model = make(route, is_decoder=is_decoder, **overrides).train()
-        texts = documents()
+        texts = documents((1, 13, 4, 9))
         ids, positions = pack(texts)
         weight = torch.randn(ids.shape[1], 16, generator=torch.Generator().manual_seed(2), dtype=torch.double)
         packed = model(ids, position_ids=positions).last_hidden_state[0]
@@ -506,8 +506,7 @@ def test_cropped_caches_go_on_as_if_nothing_had_been(route, iterations):
                 assert_close(actual, expected[:, length:], 1e-9)
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-@every_route
+@pytest.mark.parametrize("route, static", [(route, number % 2 == 1) for number, route in enumerate(ROUTES)])
 @torch.no_grad()
 def test_rows_are_reordered_and_repeated(route, static):
     """Of a batch with left padding, in the middle of a block."""
@@ -708,9 +707,9 @@ def test_heads_over_it_run():
 @every_route
 def test_compiles_whole_for_every_length(route, is_decoder):
     torch.compiler.reset()
-    model = make(route, is_decoder=is_decoder, num_sink_blocks=1, sinkhorn_iterations=2).train()
+    model = make(route, is_decoder=is_decoder, num_sink_blocks=1, sinkhorn_iterations=1).train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
-    for length in (13, 22, 40):
+    for length in (13, 22):
         for mask in (None, padding_masks(length)):
             inputs = {"input_ids": tokens(5, length), "attention_mask": mask, "use_cache": False}
             inputs = {name: value for name, value in inputs.items() if value is not None}
