@@ -34,6 +34,21 @@ def layer_cases() -> list[tuple[str, str, bool]]:
     return [case for case in cases if not (case[0] == "sortcut_attention" and case[2])]
 
 
+def in_pairs(*values: list) -> list:
+    """
+    All combinations of `values`, for `parametrize`. Every run has each pair of two values, if lists but the first have
+    two; the other combinations are slow.
+    """
+    sizes = [range(len(options)) for options in values]
+    return [
+        pytest.param(
+            *(options[place] for options, place in zip(values, places)),
+            marks=() if (places[-1] - sum(places[:-1])) % len(values[-1]) == 0 else pytest.mark.slow,
+        )
+        for places in itertools.product(*sizes)
+    ]
+
+
 def tiny_config(layer_type: str = "sinkhorn_attention", **overrides) -> SinkhornConfig:
     """Two layers of one type, large enough weights that attention and sorting are far from uniform."""
     settings = {

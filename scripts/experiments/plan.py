@@ -67,7 +67,8 @@ def load_config(experiment: str) -> dict[str, Any]:
     path = CONFIGS / f"{experiment}.yaml"
     if not path.is_file():
         raise UserError(f"there is no experiment '{experiment}'; there are {', '.join(experiments())}, and all.")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    # The same loader in C, where there is one, takes a tenth of the time.
+    return yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def merged(base: dict, *changes: dict | None) -> dict:

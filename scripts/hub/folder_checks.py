@@ -222,9 +222,13 @@ def read_code(folder: Path, auto_map: dict[str, str]) -> dict[str, ast.Module]:
 
 def relative_imports(tree: ast.Module) -> Iterator[str]:
     """The modules of the same folder that it imports: `x` of `from .x import y`."""
-    for node in ast.walk(tree):
+    nodes: list[ast.AST] = [tree]
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield from [node.module] if node.module else [alias.name for alias in node.names]
+        # Expressions, most of a tree, hold no import.
+        inside = (ast.stmt, ast.ExceptHandler, ast.match_case)
+        nodes += [child for child in ast.iter_child_nodes(node) if isinstance(child, inside)]
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Passages of one address, or of one president, are never on both sides of a split
 speech instead of the party.
 """
 
+import re
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, DatasetDict
@@ -27,17 +28,8 @@ def load_addresses() -> Dataset:
 
 def split_words(text: str, num_words: int) -> list[str]:
     """Consecutive pieces of `num_words` words with their white space; the last may be shorter."""
-    starts = [0]
-    words = 0
-    inside = False
-    for position, character in enumerate(text):
-        if character.isspace():
-            inside = False
-        elif not inside:
-            inside = True
-            if words and words % num_words == 0:
-                starts.append(position)
-            words += 1
+    words = [match.start() for match in re.finditer(r"\S+", text)]
+    starts = [0, *words[num_words::num_words]]
     return [text[start:end].strip() for start, end in zip(starts, [*starts[1:], len(text)])]
 
 
@@ -66,9 +58,11 @@ def load_passages(split_by: str = "address", seed: int = 0) -> DatasetDict:
     (`split_by="address"`) or by complete presidents (`"president"`), with balanced parties.
     """
     everything = passages()
-    groups = everything["address_id" if split_by == "address" else "president"]
-    everything_but_test, test = _held_out_fold(everything["label"], groups, range(len(everything)), seed)
-    train, validation = _held_out_fold(everything["label"], groups, everything_but_test, seed)
+    # Lists, as a column of a data set reads its file for every row that is asked for.
+    labels = list(everything["label"])
+    groups = list(everything["address_id" if split_by == "address" else "president"])
+    everything_but_test, test = _held_out_fold(labels, groups, range(len(everything)), seed)
+    train, validation = _held_out_fold(labels, groups, everything_but_test, seed)
     return DatasetDict(
         {
             "train": everything.select(train),
@@ -88,7 +82,8 @@ def load_address_splits(seed: int = 0, hold_out: str = "random") -> DatasetDict:
     rows = list(range(len(addresses)))
     if hold_out == "classification":
         tested = set(load_passages("address", seed)["test"]["address_id"])
-        rows.sort(key=lambda row: addresses[row]["address_id"] not in tested)  # stable: the rest stays shuffled
+        ids = list(addresses["address_id"])
+        rows.sort(key=lambda row: ids[row] not in tested)  # stable: the rest stays shuffled
         num_test = len(tested)
     else:
         num_test = round(0.1 * len(addresses))

@@ -4,7 +4,9 @@
 `docs/experiments.md` says what the JSON files say.
 """
 
+import concurrent.futures
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -496,7 +498,7 @@ def test_wrong_names_are_refused(flags, words):
         run_experiments.main(flags)
 
 
-def test_the_whole_set_runs_at_reduced_scale(tmp_path):
+def run_all_to_the_page(tmp_path, *flags) -> None:
     """Every experiment, from its command to the page, with a few made-up reviews in place of IMDb's."""
     for part in ("train", "test", "unsupervised"):
         texts = [f"Review {i}: " + "it was " * 200 + ("good." if i % 2 else "bad.<br />") for i in range(120)]
@@ -504,12 +506,40 @@ def test_the_whole_set_runs_at_reduced_scale(tmp_path):
             tmp_path / f"{part}.parquet"
         )
     folders = ["--results_dir", str(tmp_path / "results"), "--work_dir", str(tmp_path / "work")]
-    flags = ["all", "--smoke", "--jobs", "2", *folders, "--imdb_folder", str(tmp_path)]
-    assert run_experiments.main(flags) == 0
+    assert run_experiments.main(["all", "--smoke", *folders, "--imdb_folder", str(tmp_path), *flags]) == 0
     page = tmp_path / "page.md"
     report.main(["--results_dir", str(tmp_path / "results"), "--output", str(page)])
     for experiment in plan.experiments():
         assert f"## {report.TITLES[experiment]}" in page.read_text()
+
+
+def test_every_experiment_runs_at_reduced_scale(tmp_path):
+    run_all_to_the_page(tmp_path, "--only", "soft,descriptor_recent")
+
+
+@pytest.mark.slow  # a minute: twice the models, in two processes, each with its own import of everything
+def test_the_whole_set_runs_at_reduced_scale_in_parallel(tmp_path):
+    run_all_to_the_page(tmp_path, "--jobs", "2")
+
+
+class Inline(concurrent.futures.Executor):
+    """Stands in for a pool of processes: what would be sent to one goes through pickle, and runs here."""
+
+    def __init__(self, jobs, context, initializer, initargs):
+        assert jobs == 2 and context.get_start_method() == "spawn"
+        pickle.loads(pickle.dumps((initializer, initargs)))
+
+    def submit(self, *call):
+        future = concurrent.futures.Future()
+        function, *arguments = pickle.loads(pickle.dumps(call))
+        future.set_result(function(*arguments))
+        return future
+
+
+def test_parallel_runs_are_recorded(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", Inline)
+    assert tiny("--seeds", "0", "--jobs", "2") == 0
+    assert list(records_in(tmp_path / "results")) == ["tiny/only/local.seed0.json", "tiny/only/soft.seed0.json"]
 
 
 def test_routing_is_watched_without_changing_it(tmp_path):

@@ -54,10 +54,19 @@ def snippets_of(name: str) -> list[str]:
 # Runs programs, each in a fork of its own: the code that comes with a model registers its classes for the whole process.
 # What they import is imported once.
 CHILD = """
-import json, os, pathlib, runpy, sys, traceback
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline, set_seed
+import gc, json, os, pathlib, runpy, sys, traceback
+import transformers.core_model_loading
+import transformers.conversion_mapping
 import transformers.dynamic_module_utils
+import transformers.loss.loss_utils
 import transformers.masking_utils
+import transformers.modeling_layers
+import transformers.modeling_rope_utils
+import transformers.utils.output_capturing
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoTokenizer, GenerationMixin, HfArgumentParser, pipeline, set_seed
+
+gc.freeze()  # else a collection in a fork copies all of it
 
 for job in json.loads(sys.argv[1]):
     pid = os.fork()
@@ -94,7 +103,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     jobs = [{"argv": arguments, "output": str(folder / job)} for job, arguments in argv.items()]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "scripts"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(jobs)]
-    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=300)
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=1200)
 
     def read(job: str) -> str:
         output = (folder / job).read_text(encoding="utf-8")

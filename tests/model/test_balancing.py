@@ -152,8 +152,8 @@ def test_backward_of_balancing_is_exact(iterations, kind, way):
 def test_backward_of_causal_balancing_is_exact(iterations, capacity, asked, way):
     """That of the sums that a cache keeps, too."""
     torch.manual_seed(0)
-    logits = torch.randn(2, 2, 5, 5, dtype=torch.double, requires_grad=True)
-    allowed = torch.ones(5, 5, dtype=torch.bool).tril(-1).expand(2, 1, 5, 5).clone()
+    logits = torch.randn(2, 2, 4, 4, dtype=torch.double, requires_grad=True)
+    allowed = torch.ones(4, 4, dtype=torch.bool).tril(-1).expand(2, 1, 4, 4).clone()
     allowed[1, :, 3:] = False
 
     def balance(x):

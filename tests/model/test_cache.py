@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, DynamicCache, StaticCache
 
 from compatibility_sinkhorn import cache_of
-from helpers import assert_close, padding_masks, tiny_config
+from helpers import assert_close, in_pairs, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
 
 
@@ -45,29 +45,27 @@ def in_chunks(model, ids, mask, sizes, cache):
 # Chunks --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"sort_assignment": "hard"},
-        {"num_local_blocks": 2},
-        {"num_local_blocks": 3, "num_sorted_blocks": 2, "sort_assignment": "hard"},
-        {"block_size": 1},
-        {"block_size": 7, "num_key_value_heads": 1},
-        {"sort_net": "linear"},
-        {"sort_net": "mlp", "sort_pooling": "sum", "sort_assignment": "hard"},
-        {"sinkhorn_iterations": 0},
-        {"causal_balancing": "capacity", "sort_pooling": "first"},
-        {"causal_balancing": "capacity", "sort_assignment": "hard", "num_local_blocks": 2},
-        {"layer_type": "mixture_attention"},
-        {"layer_type": "mixture_attention", "sort_assignment": "hard"},
-        {"layer_type": "local_attention", "num_local_blocks": 2},
-        {"layer_type": "full_attention"},
-    ],
-    ids=str,
-)
+KINDS = [
+    {},
+    {"sort_assignment": "hard"},
+    {"num_local_blocks": 2},
+    {"num_local_blocks": 3, "num_sorted_blocks": 2, "sort_assignment": "hard"},
+    {"block_size": 1},
+    {"block_size": 7, "num_key_value_heads": 1},
+    {"sort_net": "linear"},
+    {"sort_net": "mlp", "sort_pooling": "sum", "sort_assignment": "hard"},
+    {"sinkhorn_iterations": 0},
+    {"causal_balancing": "capacity", "sort_pooling": "first"},
+    {"causal_balancing": "capacity", "sort_assignment": "hard", "num_local_blocks": 2},
+    {"layer_type": "mixture_attention"},
+    {"layer_type": "mixture_attention", "sort_assignment": "hard"},
+    {"layer_type": "local_attention", "num_local_blocks": 2},
+    {"layer_type": "full_attention"},
+]
+
+
+# The other half of the product, a quarter of a minute, is slow.
+@pytest.mark.parametrize("overrides, padded, static", in_pairs(KINDS, [False, True], [False, True]), ids=str)
 @torch.no_grad()
 def test_chunks_equal_the_full_forward(overrides, padded, static):
     model = make(**overrides)
@@ -268,7 +266,7 @@ OPERATIONS = st.one_of(
 )
 
 
-@given(
+SCHEDULES = given(
     operations=st.lists(OPERATIONS, min_size=2, max_size=9),
     padding=st.lists(st.integers(0, 9), min_size=1, max_size=3),
     layer_type=st.sampled_from(CAUSAL_LAYERS),
@@ -278,11 +276,24 @@ OPERATIONS = st.one_of(
     static=st.booleans(),
     seed=st.integers(0, 999),
 )
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@SCHEDULES
+@settings(SETTINGS, max_examples=60)
+def test_any_schedule_equals_the_full_forward(**schedule):
+    check_schedule(**schedule)
+
+
+@pytest.mark.slow  # half a minute
+@SCHEDULES
+@settings(SETTINGS, max_examples=500)
+def test_any_of_many_schedules_equals_the_full_forward(**schedule):
+    check_schedule(**schedule)
+
+
 @torch.no_grad()
-def test_any_schedule_equals_the_full_forward(
-    operations, padding, layer_type, assignment, block_size, num_local_blocks, static, seed
-):
+def check_schedule(operations, padding, layer_type, assignment, block_size, num_local_blocks, static, seed) -> None:
     if layer_type == "full_attention":  # then the cache is the library's, and its static one does not crop
         static = False
     settings_ = {"block_size": block_size, "num_local_blocks": num_local_blocks, "sort_assignment": assignment}
@@ -303,14 +314,15 @@ def follow(model, operations, padding, static, seed):
 
     for name, number in [*operations, ("read", 3)]:
         if name in ("read", "step"):
+            actual = []
             for size in [number] if name == "read" else [1] * number:
                 new = torch.randint(3, 50, (len(ids), size), generator=generator)
                 ids = torch.cat((ids, new), dim=1)
-                actual = model(new, attention_mask=mask(), cache=cache).logits
-                expected = model(ids, attention_mask=mask(), use_cache=False).logits[:, -size:]
-                real = mask()[:, -size:].bool()
-                if real.any():
-                    assert_close(actual[real], expected[real])
+                actual.append(model(new, attention_mask=mask(), cache=cache).logits)
+            expected = model(ids, attention_mask=mask(), use_cache=False).logits[:, -number:]
+            real = mask()[:, -number:].bool()
+            if real.any():
+                assert_close(torch.cat(actual, dim=1)[real], expected[real])
         elif name == "crop":
             number = min(number, ids.shape[1])
             cache.crop(-number)

@@ -28,6 +28,7 @@ from modeling_sinkhorn import (
 # Rows and tokens, in blocks of 4: part of a block, one, the first token of a second one, full blocks, an odd length.
 SHAPES = [(1, 3), (5, 4), (5, 5), (1, 24), (5, 37), (5, 101)]
 MASKED = ("input_ids", "attention_mask")
+HARD = {"sort_assignment": "hard", "num_sorted_blocks": 3}
 
 
 def make(model_class, layer_type="sinkhorn_attention", implementation="sdpa", **overrides):
@@ -224,8 +225,10 @@ def test_onnx_goes_on_from_a_static_cache(layer_types, overrides, tmp_path):
     "model_class, overrides, names",
     [
         (SinkhornForSequenceClassification, {"classifier_pooling": "last"}, MASKED),
-        (SinkhornForCausalLM, {"use_cache": False}, ("input_ids", "position_ids")),
-        (SinkhornForCausalLM, {"use_cache": False, "sort_assignment": "hard", "num_sorted_blocks": 3}, MASKED),
+        (SinkhornForCausalLM, {"use_cache": False, **HARD}, ("input_ids", "position_ids")),
+        # A quarter of a minute of export each, of what those above and `torch.compile` below take in other pairs.
+        pytest.param(SinkhornForCausalLM, {"use_cache": False}, ("input_ids", "position_ids"), marks=pytest.mark.slow),
+        pytest.param(SinkhornForCausalLM, {"use_cache": False, **HARD}, MASKED, marks=pytest.mark.slow),
     ],
     ids=name_of,
 )
@@ -263,7 +266,7 @@ def graphs_over_lengths(model: SinkhornModel, lengths: tuple[int, ...], dynamic:
     return counts
 
 
-CAUSAL_HARD = {"is_decoder": True, "sort_assignment": "hard", "num_sorted_blocks": 3}
+CAUSAL_HARD = {"is_decoder": True, **HARD}
 
 
 # Each is a quarter of a minute of compilation: one of them in every run is enough.

@@ -7,6 +7,7 @@ Each skip and each override below has its reason beside it. A skip that the test
 library that is not installed, another kind of model) is shown by `pytest -rs`.
 """
 
+import functools
 import tempfile
 import unittest
 from pathlib import Path
@@ -146,6 +147,49 @@ hf_common.use_pipeline_tasks(hf, PIPELINE_TASKS)
 # --------------------------------------------------------------------------------------------------------------------
 
 
+# What the other kinds of sorting do on their own in these tests: they are saved and loaded, give maps and states, train
+# under checkpointing, and read from another implementation. The rest asks about the classes, which are the same.
+OF_EVERY_KIND = (
+    "test_attention_outputs",
+    "test_batching_equivalence",
+    "test_can_init_all_missing_weights",
+    "test_config",
+    "test_eager_matches_sdpa_inference_00_fp16_pad_left_sdpa_kernels",
+    "test_eager_matches_sdpa_inference_09_fp32_pad_left",
+    "test_eager_matches_sdpa_inference_15_fp32_pad_right_no_attn_mask",
+    "test_eager_matches_sdpa_inference_21_bf16_pad_right",
+    "test_eager_matches_sdpa_inference_24_fp32_pad_left_output_attentions",
+    "test_feed_forward_chunking",
+    "test_hidden_states_output",
+    "test_load_save_without_tied_weights",
+    "test_model_outputs_equivalence",
+    "test_model_weights_reload_no_missing_tied_weights",
+    "test_resize_tokens_embeddings",
+    "test_save_load",
+    "test_torch_save_load",
+    "test_tp_plan_matches_params",
+    "test_training_gradient_checkpointing_use_reentrant_false",
+)
+
+
+def slow_but(names: tuple[str, ...]):
+    """Marks the other tests of a class as slow: on the defaults they run every time, and here it takes minutes."""
+
+    def mark(test_class: type) -> type:
+        for name in {name for name in dir(test_class) if name.startswith("test_")} - {*names}:
+            function = getattr(test_class, name)
+
+            # Of its own, as the classes share theirs.
+            @functools.wraps(function)
+            def own(self, *args, function=function, **kwargs):
+                return function(self, *args, **kwargs)
+
+            setattr(test_class, name, pytest.mark.slow(own))
+        return test_class
+
+    return mark
+
+
 class CommonTests(hf.ModelTesterMixin, hf.TensorParallelTesterMixin):
     """What the test classes below share. A decoder's class adds `hf.GenerationTesterMixin` and its own attributes."""
 
@@ -210,21 +254,22 @@ class SinkhornModelTest(CommonTests, hf.TrainingTesterMixin, hf.PipelineTesterMi
     def _tiny_models(
         self, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Where the pipeline tests look for models on the Hub, they find models made here."""
-        if not self._testMethodName.startswith("test_pipeline"):
+        """Where a pipeline test looks for a model on the Hub, it finds one made here."""
+        task = self._testMethodName.removeprefix("test_pipeline_").removesuffix("_fp16").replace("_", "-")
+        if task not in self.pipeline_model_mapping:
             return
-        summary = {}
-        for model_class in set(self.pipeline_model_mapping.values()):
-            name = model_class.__name__
-            folder = tmp_path / SinkhornConfig.model_type / name
-            tester = SinkhornModelTester(self, vocab_size=len(tiny_tokenizer), **self.config_overrides)
-            model_class(tester.get_config()).save_pretrained(folder)
-            tiny_tokenizer.save_pretrained(folder)
-            summary[name] = {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}
+        model_class = self.pipeline_model_mapping[task]
+        name = model_class.__name__
+        folder = tmp_path / SinkhornConfig.model_type / name
+        tester = SinkhornModelTester(self, vocab_size=len(tiny_tokenizer), **self.config_overrides)
+        model_class(tester.get_config()).save_pretrained(folder)
+        tiny_tokenizer.save_pretrained(folder)
+        summary = {name: {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}}
         monkeypatch.setattr(hf.pipelines, "TRANSFORMERS_TINY_MODEL_PATH", str(tmp_path))
         monkeypatch.setattr(hf.pipelines, "tiny_model_summary", summary)
 
 
+@slow_but(OF_EVERY_KIND)
 class SinkhornHardModelTest(CommonTests, unittest.TestCase):
     """Hard sorting of several blocks, beside several local ones, and SortCut."""
 
@@ -236,6 +281,7 @@ class SinkhornHardModelTest(CommonTests, unittest.TestCase):
     }
 
 
+@slow_but(OF_EVERY_KIND)
 class SinkhornMixtureModelTest(CommonTests, unittest.TestCase):
     """The Mixture with the paper's summed descriptors, and local attention."""
 
@@ -267,6 +313,7 @@ class SinkhornCausalModelTest(CausalTests, hf.TrainingTesterMixin, hf.PipelineTe
         return SinkhornForCausalLM  # theirs looks it up in the library's tables of classes
 
 
+@slow_but(OF_EVERY_KIND)
 class SinkhornHardCausalModelTest(CausalTests, unittest.TestCase):
     """Hard sorting of several blocks, beside several local ones, and full attention, with its own kind of cache."""
 
@@ -279,6 +326,7 @@ class SinkhornHardCausalModelTest(CausalTests, unittest.TestCase):
     }
 
 
+@slow_but(OF_EVERY_KIND)
 class SinkhornMixtureCausalModelTest(CausalTests, unittest.TestCase):
     """The Mixture with the paper's summed descriptors, and local attention."""
 

@@ -41,7 +41,7 @@ GENERATE = {"max_new_tokens": 12, "do_sample": False}
 # has a process of its own, forked once the libraries are there: the code of the first folder registers its classes,
 # and the next folder would be opened with those instead of its own.
 CHILD = """
-import importlib.abc, json, os, pathlib, sys, traceback
+import gc, importlib.abc, inspect, json, os, pathlib, sys, traceback
 
 job = json.loads(pathlib.Path(sys.argv[1]).read_text(encoding="utf-8"))
 reports = pathlib.Path(sys.argv[2])
@@ -57,7 +57,23 @@ sys.meta_path.insert(0, Hide())
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast, pipeline
+
+# Loaded on first use, so each fork would load them again.
+import transformers.core_model_loading
+import transformers.conversion_mapping
+import transformers.dynamic_module_utils
+import transformers.loss.loss_utils
+import transformers.masking_utils
+import transformers.modeling_layers
+import transformers.modeling_rope_utils
+import transformers.utils.output_capturing
+from transformers import AutoConfig, AutoModel, AutoTokenizer, GenerationMixin, PreTrainedModel
+from transformers import PreTrainedTokenizerFast, pipeline
+
+for name in job["auto_classes"].values():
+    getattr(transformers, name)
+inspect.getmodule(Hide.find_spec.__code__)  # makes its table of all modules, which torch asks for
+gc.freeze()  # else a collection in a fork copies all of it
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -200,10 +216,10 @@ def here_and_there(
     script.write_text(CHILD, encoding="utf-8")
     elsewhere, reports = tmp_path_factory.mktemp("elsewhere"), tmp_path_factory.mktemp("reports")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    environment |= {"HF_HOME": str(elsewhere / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    environment |= {"HF_HOME": str(elsewhere / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     # -I: neither the current folder, nor that of the script, nor PYTHONPATH is searched.
     command = [sys.executable, "-I", str(script), str(job_file), str(reports)]
-    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
 
     return here, {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in reports.iterdir()}

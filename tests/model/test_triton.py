@@ -13,7 +13,7 @@ import balancing_sinkhorn
 import block_attention_sinkhorn
 import sorting_sinkhorn
 from block_attention_sinkhorn import GatheredBlocks, MixedBlocks
-from helpers import assert_close, padding_masks, tiny_config
+from helpers import assert_close, in_pairs, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
 
 
@@ -31,10 +31,9 @@ def shrink_tiles(monkeypatch, **sizes):
             monkeypatch.setattr(triton_balancing_sinkhorn, name, tl.constexpr(size))
 
 
-@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (5, 0), (8, 1), (9, 3)])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("whole", [0, 128])
-def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
+@pytest.mark.parametrize("size, masked, whole", in_pairs([(1, 2), (5, 0), (8, 1), (9, 3)], [False, True], [0, 128]))
+def test_balancing(size, masked, whole, monkeypatch):
+    num_blocks, iterations = size
     monkeypatch.setattr(triton_balancing_sinkhorn, "MAX_BLOCKS_IN_ONE_PROGRAM", whole)
     shrink_tiles(monkeypatch, LINES_PER_TILE=4, ENTRIES_PER_TILE=8)
     torch.manual_seed(0)
@@ -53,10 +52,11 @@ def test_balancing(num_blocks, iterations, masked, whole, monkeypatch):
     assert_close(grad, expected_grad, 1e-4)
 
 
-@pytest.mark.parametrize("num_blocks, iterations", [(1, 2), (2, 0), (2, 1), (11, 1), (10, 3)])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("capacity", [False, True])
-def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch):
+@pytest.mark.parametrize(
+    "size, masked, capacity", in_pairs([(1, 2), (2, 0), (2, 1), (11, 1), (10, 3)], [False, True], [False, True])
+)
+def test_causal_balancing(size, masked, capacity, monkeypatch):
+    num_blocks, iterations = size
     shrink_tiles(monkeypatch, CAUSAL_ROWS=4, CAUSAL_COLUMNS=4, LINES_PER_TILE=4, ENTRIES_PER_TILE=8)
     torch.manual_seed(0)
     logits = (3 * torch.randn(2, 1, num_blocks, num_blocks, device=DEVICE)).requires_grad_()
@@ -85,10 +85,22 @@ def test_causal_balancing(num_blocks, iterations, masked, capacity, monkeypatch)
 SIZES = [(1, 1, 16, 2, 2, 32), (2, 2, 16, 4, 2, 32)]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
-@pytest.mark.parametrize("masked, shared_tables", [("no", False), ("keys", True), ("queries", False)])
-def test_block_attention(sizes, kind, masked, shared_tables):
+KINDS, MASKS = ["nothing", "mixed", "gathered"], ["no", "keys", "queries"]
+
+
+@pytest.mark.parametrize(
+    "sizes, kind, masked",
+    [
+        # One block of each, and several of every other pair; the rest of the product is slow.
+        pytest.param(sizes, kind, masked, marks=() if (sizes is SIZES[0]) == same else pytest.mark.slow)
+        for sizes in SIZES
+        for kind in KINDS
+        for masked in MASKS
+        for same in [KINDS.index(kind) == MASKS.index(masked)]
+    ],
+)
+def test_block_attention(sizes, kind, masked):
+    shared_tables = masked == "keys"
     torch.manual_seed(0)
     batch, blocks, b, heads, groups, width = sizes
     query, (key, value) = (
