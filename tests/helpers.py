@@ -4,6 +4,7 @@
 import itertools
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 SORTING_LAYERS = ("sinkhorn_attention", "sortcut_attention", "mixture_attention")
 ALL_LAYERS = (*SORTING_LAYERS, "local_attention", "full_attention")
+# What a tiny configuration needs so that every token, or every block, chooses by any scorer.
+TOKEN = {"sort_granularity": "token", "sort_assignment": "hard", "key_piece_size": 2, "index_head_dim": 3}
+BLOCK = TOKEN | {"sort_granularity": "block"}
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, name: str, *flags) -> None:
@@ -61,6 +65,21 @@ def tiny_config(layer_type: str = "sinkhorn_attention", **overrides) -> Sinkhorn
     }
     settings.update(overrides)
     return SinkhornConfig(layer_types=[layer_type] * settings["num_hidden_layers"], **settings)
+
+
+def pairwise(**factors: Sequence) -> list[dict]:
+    """Few of all combinations, so that any two values of two factors meet in one of them; the same at every call."""
+    pairs = itertools.combinations(factors, 2)
+    meetings = [(a, x, b, y) for a, b in pairs for x, y in itertools.product(factors[a], factors[b])]
+    bit = {meeting: 1 << number for number, meeting in enumerate(meetings)}  # sets as integers: there are many rows
+    rows = [dict(zip(factors, values)) for values in itertools.product(*factors.values())]
+    covered = [sum(bit[a, row[a], b, row[b]] for a, b in itertools.combinations(factors, 2)) for row in rows]
+    missing, chosen = sum(bit.values()), []
+    while missing:
+        best = max(range(len(rows)), key=lambda number: (covered[number] & missing).bit_count())
+        chosen.append(rows[best])
+        missing &= ~covered[best]
+    return chosen
 
 
 def padding_masks(num_tokens: int) -> torch.Tensor:

@@ -8,7 +8,10 @@ Letters: B rows, L tokens, b block size, N = ceil(L / b) blocks, H query heads, 
 i destination (query) block, j source block, t slot inside a block, g key/value head.
 
 `weights` is a dict named like the state dict of the attention module: `q_proj.weight` (H*D, hidden), `k_proj.weight` and
-`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, and `sort_net.*`.
+`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, and `sort_net.*`, of which
+`sort_net.index_proj` is (G, D, r).
+
+With `sort_granularity="token"` a sort matrix has a row for each token, (B, G, L, N), and none for blocks.
 """
 
 import math
@@ -19,7 +22,7 @@ import torch
 
 
 class Result(NamedTuple):
-    """output (B, L, hidden); sort_matrix P (B, G, N, N) or None; attention_map (B, H, L, L): [query token, source token]."""
+    """output (B, L, hidden); sort_matrix P (B, G, N or L, N) or None; attention_map (B, H, L, L): [query, source token]."""
 
     output: torch.Tensor
     sort_matrix: torch.Tensor | None
@@ -34,7 +37,7 @@ class HeadView(NamedTuple):
     values: torch.Tensor  # (L, D)
     blocks: list  # N lists of token indices; blocks without real tokens are empty lists
     positions: list  # L ints, the position of each token
-    sort_matrix: torch.Tensor | None  # (N, N)
+    sort_matrix: torch.Tensor | None  # (N, N), or (L, N) where every token chooses
 
 
 class Entry(NamedTuple):
@@ -118,6 +121,14 @@ def rotate_all(vectors, positions, theta):
     return torch.stack([rotate(vector, position, theta) for vector, position in zip(vectors, positions)])
 
 
+def rotated_heads(x, weights, name, num_heads, positions, theta):
+    """As project, each vector rotated at its token's position."""
+    heads = project(x, weights, name, num_heads)
+    return torch.stack(
+        [torch.stack([rotate_all(head, positions[row], theta) for head in heads[row]]) for row in range(x.shape[0])]
+    )
+
+
 # ---------------------------------------------------------------------------------------------- descriptors and SortNet
 
 
@@ -176,10 +187,67 @@ def sort_logits(p, c, weights, config):
 
 
 def bilinear_logits(p, c, weights, config):
-    """R[g, i, j] = <(A p_i)_g, (C c_j)_g> / sqrt(D); p, c (B, N, hidden) -> (B, G, N, N)."""
-    rows = project(p, weights, "sort_net.row_proj", config.num_key_value_heads)  # (B, G, N, D)
+    """R[g, i, j] = <(A p_i)_g, (C c_j)_g> / sqrt(D); p (B, M, hidden), c (B, N, hidden) -> (B, G, M, N)."""
+    rows = project(p, weights, "sort_net.row_proj", config.num_key_value_heads)  # (B, G, M, D)
     columns = project(c, weights, "sort_net.column_proj", config.num_key_value_heads)  # (B, G, N, D)
     return rows @ columns.transpose(-1, -2) / math.sqrt(config.head_dim)
+
+
+# ------------------------------------------------------------------- "keys" and "index": shares of attention as logits
+
+
+def seen_blocks(blocks, token, config):
+    """The blocks of which the token sees something: whole ones; in a decoder without the tokens after it."""
+    tokens = real_tokens(blocks)
+    if config.is_decoder:
+        tokens = tokens[: tokens.index(token) + 1]
+    return [tokens[start : start + config.block_size] for start in range(0, len(tokens), config.block_size)]
+
+
+def log_shares(query, keys, seen, piece_size, scaling):
+    """query (r,), keys (L, r), n seen blocks -> (n,) logarithms of how much of all weight falls on each block.
+
+    A piece of m tokens has the weight m exp(scaling <query, their mean key>).
+    """
+    blocks = []
+    for block in seen:
+        pieces = [block[start : start + piece_size] for start in range(0, len(block), piece_size)]
+        weights = [math.log(len(piece)) + scaling * (keys[piece].mean(dim=0) @ query) for piece in pieces]
+        blocks.append(torch.logsumexp(torch.stack(weights), dim=0))
+    return normalise(torch.stack(blocks))
+
+
+def share_logits(x, weights, config, grid, positions):
+    """-> R (B, G, L, N): the logarithm of the mean share over the query heads of a group; 0 where a token sees nothing."""
+    num_groups, theta = config.num_key_value_heads, config.rope_theta
+    per_group = config.num_attention_heads // num_groups
+    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, theta)
+    k = rotated_heads(x, weights, "k_proj", num_groups, positions, theta)
+    piece_size = config.key_piece_size if config.sort_net == "keys" else 1
+    logits = x.new_zeros(x.shape[0], num_groups, x.shape[1], len(grid[0]))
+    for row, blocks in enumerate(grid):
+        for g in range(num_groups):
+            queries, keys = q[row, g * per_group : (g + 1) * per_group], k[row, g]
+            if config.sort_net == "index":
+                queries, keys = (vectors @ weights["sort_net.index_proj"][g] for vectors in (queries, keys))
+            for token in real_tokens(blocks):
+                seen = seen_blocks(blocks, token, config)
+                heads = [log_shares(head[token], keys, seen, piece_size, config.head_dim**-0.5) for head in queries]
+                mean = torch.logsumexp(torch.stack(heads), dim=0) - math.log(per_group)
+                logits[row, g, token, : len(seen)] = mean
+    return logits.detach() if config.sort_net == "keys" else logits
+
+
+def block_share_logits(token_logits, grid, config):
+    """R of tokens (B, G, L, N) -> of blocks (B, G, N, N): the mean share of a block's tokens; causal: of its first one."""
+    num_rows, num_groups, _, num_blocks = token_logits.shape
+    logits = token_logits.new_zeros(num_rows, num_groups, num_blocks, num_blocks)
+    for row, blocks in enumerate(grid):
+        for i in range(count_real_blocks(blocks)):
+            readers = blocks[i][:1] if config.is_decoder else blocks[i]
+            mean = torch.logsumexp(token_logits[row, :, readers], dim=1) - math.log(len(readers))
+            logits[row, :, i] = mean
+    return logits
 
 
 # ----------------------------------------------------------------------------------------------------------- balancing
@@ -240,10 +308,62 @@ def balance_all(logits, grid, config, noise=None):
     return matrix
 
 
-def compute_sort_matrix(x, weights, config, grid, noise=None):
-    """x (B, L, hidden) -> P (B, G, N, N)."""
-    p = descriptors(x, grid, config.sort_pooling, config.is_decoder)
-    return balance_all(sort_logits(p, block_means(x, grid), weights, config), grid, config, noise)
+def balance_tokens(z, blocks, config):
+    """z (L, N) of one row and head -> P (L, N): each token over the candidates of its block, no block above its capacity.
+
+    Rows of tokens without candidates, and of padding, are 0.
+    """
+    candidates = {token: candidate_blocks(blocks, i, config) for i, block in enumerate(blocks) for token in block}
+    tokens = [token for token in real_tokens(blocks) if candidates[token]]
+    rows = {token: torch.full_like(z[token], -math.inf) for token in tokens}
+    for token in tokens:
+        rows[token][candidates[token]] = z[token, candidates[token]]
+    for _ in range(config.sinkhorn_iterations):
+        rows = {token: normalise(rows[token]) for token in tokens}
+        rows = fit_capacity(rows, candidates, config)
+    matrix = torch.zeros_like(z)
+    for token in tokens:
+        matrix[token] = normalise(rows[token]).exp()
+    return matrix
+
+
+def fit_capacity(rows, candidates, config):
+    """One column step. rows {token: log P[t] (N,)} in order of rank -> the same, P[t, j] times min(1, capacity / used).
+
+    Used is the sum of P[t', j] over the tokens that may choose j, the capacity `sort_capacity` times what it would be
+    if all of them chose evenly; causal: over those up to token t.
+    """
+    tokens = list(rows)
+    fitted = {}
+    for place, token in enumerate(tokens):
+        excess = torch.zeros_like(rows[token])
+        for j in candidates[token]:
+            users = [user for user in (tokens[: place + 1] if config.is_decoder else tokens) if j in candidates[user]]
+            used = torch.logsumexp(torch.stack([rows[user] for user in users])[:, j], dim=0)
+            capacity = config.sort_capacity * sum(1 / len(candidates[user]) for user in users)
+            excess[j] = (used - math.log(capacity)).clamp(min=0)
+        fitted[token] = rows[token] - excess
+    return fitted
+
+
+def balance_all_tokens(logits, grid, config, noise=None):
+    """logits R, noise (B, G, L, N) -> P (B, G, L, N)."""
+    z = (logits if noise is None else logits + noise) / config.sinkhorn_temperature
+    return torch.stack(
+        [torch.stack([balance_tokens(head, blocks, config) for head in row]) for row, blocks in zip(z, grid)]
+    )
+
+
+def compute_sort_matrix(x, weights, config, grid, positions, noise=None):
+    """x (B, L, hidden) -> P (B, G, N, N), or (B, G, L, N) where every token chooses."""
+    by_token = config.sort_granularity == "token"
+    if config.sort_net in ("keys", "index"):
+        logits = share_logits(x, weights, config, grid, positions)
+        logits = logits if by_token else block_share_logits(logits, grid, config)
+    else:
+        p = x if by_token else descriptors(x, grid, config.sort_pooling, config.is_decoder)
+        logits = sort_logits(p, block_means(x, grid), weights, config)
+    return (balance_all_tokens if by_token else balance_all)(logits, grid, config, noise)
 
 
 # ---------------------------------------------------------------------------------------------- what a query can attend to
@@ -259,6 +379,19 @@ def local_blocks(blocks, i, config):
     reach = config.num_local_blocks - 1
     last = i if config.is_decoder else i + reach
     return [j for j in range(len(blocks)) if i - reach <= j <= last and blocks[j]]
+
+
+def sink_blocks(blocks, i, config):
+    """The first blocks, which block i reads besides its local ones: those that hold a token and, causal, are before it."""
+    local = local_blocks(blocks, i, config)
+    sinks = [j for j in range(config.num_sink_blocks) if j < count_real_blocks(blocks) and j not in local]
+    return [j for j in sinks if j < i or not config.is_decoder]
+
+
+def candidate_blocks(blocks, i, config):
+    """The blocks that block i, or a token of it, may choose: neither local nor among the first, which are read anyway."""
+    local = local_blocks(blocks, i, config)
+    return [j for j in allowed_blocks(blocks, i, config) if j not in local and j >= config.num_sink_blocks]
 
 
 def one_hot(token, like):
@@ -301,9 +434,9 @@ def soft_sort(view, i, config):
     return entries
 
 
-def hard_choice(view, i, candidates, config):
-    """The num_sorted_blocks candidates with the largest P[i, j]; among equals (to 1e-4 of it) the lower j first."""
-    weight = {j: float(view.sort_matrix[i, j].detach()) for j in sorted(candidates)}
+def hard_choice(weights, candidates, config):
+    """The num_sorted_blocks candidates j of largest weights[j]; among equals (to 1e-4 of it) the lower j first."""
+    weight = {j: float(weights[j].detach()) for j in sorted(candidates)}
     ranked = []
     while weight and len(ranked) < config.num_sorted_blocks:
         best = max(weight.values())
@@ -312,40 +445,37 @@ def hard_choice(view, i, candidates, config):
     return ranked
 
 
-def hard_sort(view, i, candidates, config):
-    """Sorted blocks of row i of the hard assignment: whole blocks, straight-through gradient -> list of Entry."""
+def hard_sort(view, row, candidates, config):
+    """Blocks that row `row` of P chooses: whole blocks, straight-through gradient -> list of Entry."""
     entries = []
-    for j in hard_choice(view, i, candidates, config):
-        weight = view.sort_matrix[i, j]
-        weight = 1 + (weight - weight.detach())  # exactly 1 forward, gradient 1 to P[i, j]
+    for j in hard_choice(view.sort_matrix[row], candidates, config):
+        weight = view.sort_matrix[row, j]
+        weight = 1 + (weight - weight.detach())  # exactly 1 forward, gradient 1 to P[row, j]
         for entry in token_entries(view, view.blocks[j]):
             entries.append(Entry(entry.key * weight, entry.value * weight, entry.sources))
     return entries
 
 
-def sorted_entries(view, i, config, exclude_local):
-    """Sorted block(s) of row i. Hard assignment: blocks local to i are no candidates if exclude_local -> list of Entry."""
-    if config.sort_assignment == "soft":
-        return soft_sort(view, i, config)
-    candidates = allowed_blocks(view.blocks, i, config)
-    if exclude_local:
-        candidates = [j for j in candidates if j not in local_blocks(view.blocks, i, config)]
-    return hard_sort(view, i, candidates, config)
-
-
 def sortcut_entries(view, config):
     """The sorted blocks of the first rows, the same for every query -> list of Entry."""
-    num_rows = min(config.sortcut_blocks, count_real_blocks(view.blocks))
-    return [entry for i in range(num_rows) for entry in sorted_entries(view, i, config, exclude_local=False)]
+    entries = []
+    for i in range(min(config.sortcut_blocks, count_real_blocks(view.blocks))):
+        if config.sort_assignment == "soft":
+            entries += soft_sort(view, i, config)
+        else:
+            entries += hard_sort(view, i, allowed_blocks(view.blocks, i, config), config)
+    return entries
 
 
-def block_entries(view, i, layer_type, config):
-    """The sorted part: what all queries of block i share -> list of Entry."""
-    if layer_type == "sinkhorn_attention":
-        return sorted_entries(view, i, config, exclude_local=True)
+def sorted_entries(view, i, row, layer_type, config):
+    """The sorted part of a query in block i, by row `row` of P: i, or the query's token -> list of Entry."""
     if layer_type == "sortcut_attention":
         return sortcut_entries(view, config)
-    return []
+    if layer_type != "sinkhorn_attention":
+        return []
+    if config.sort_assignment == "soft":
+        return soft_sort(view, i, config)
+    return hard_sort(view, row, candidate_blocks(view.blocks, i, config), config)
 
 
 def plain_tokens(view, i, query_token, layer_type, config):
@@ -355,7 +485,8 @@ def plain_tokens(view, i, query_token, layer_type, config):
     if layer_type == "full_attention":
         tokens = real_tokens(view.blocks)
     else:
-        tokens = [token for j in local_blocks(view.blocks, i, config) for token in view.blocks[j]]
+        readable = sink_blocks(view.blocks, i, config) + local_blocks(view.blocks, i, config)
+        tokens = [token for j in readable for token in view.blocks[j]]
     return visible_tokens(view, tokens, query_token, config)
 
 
@@ -376,10 +507,13 @@ def attend_group(queries, view, layer_type, config):
     group, length, head_dim = queries.shape
     outputs = [[queries.new_zeros(head_dim)] * length for _ in range(group)]
     maps = [[queries.new_zeros(length)] * length for _ in range(group)]
+    by_token = config.sort_granularity == "token"
     for i, block in enumerate(view.blocks):
-        shared = block_entries(view, i, layer_type, config) if block else []
+        chosen = [] if by_token or not block else sorted_entries(view, i, i, layer_type, config)
         for token in block:
-            entries = shared + token_entries(view, plain_tokens(view, i, token, layer_type, config))
+            if by_token:
+                chosen = sorted_entries(view, i, token, layer_type, config)
+            entries = chosen + token_entries(view, plain_tokens(view, i, token, layer_type, config))
             for h in range(group):
                 outputs[h][token], maps[h][token] = attend(queries[h, token], entries)
     return torch.stack([torch.stack(o) for o in outputs]), torch.stack([torch.stack(m) for m in maps])
@@ -389,18 +523,18 @@ def attend_heads(x, weights, config, layer_type, grid, positions, sort_matrix):
     """One kind of attention before o_proj: x (B, L, hidden) -> output (B, L, H*D), map (B, H, L, L)."""
     num_groups, theta = config.num_key_value_heads, config.rope_theta
     per_group = config.num_attention_heads // num_groups  # query head h reads key/value head h // per_group
-    q = project(x, weights, "q_proj", config.num_attention_heads)
+    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, theta)
+    rotated_k = rotated_heads(x, weights, "k_proj", num_groups, positions, theta)
     k = project(x, weights, "k_proj", num_groups)
     v = project(x, weights, "v_proj", num_groups)
     outputs, maps = [], []
     for row in range(x.shape[0]):
         row_outputs, row_maps = [], []
         for g in range(num_groups):
-            queries = [rotate_all(q[row, g * per_group + h], positions[row], theta) for h in range(per_group)]
-            rotated_keys = rotate_all(k[row, g], positions[row], theta)
+            queries = q[row, g * per_group : (g + 1) * per_group]
             matrix = None if sort_matrix is None else sort_matrix[row, g]
-            view = HeadView(k[row, g], rotated_keys, v[row, g], grid[row], positions[row], matrix)
-            output, attention_map = attend_group(torch.stack(queries), view, layer_type, config)
+            view = HeadView(k[row, g], rotated_k[row, g], v[row, g], grid[row], positions[row], matrix)
+            output, attention_map = attend_group(queries, view, layer_type, config)
             row_outputs.extend(output)
             row_maps.extend(attention_map)
         outputs.append(torch.cat(row_outputs, dim=-1))
@@ -411,8 +545,8 @@ def attend_heads(x, weights, config, layer_type, grid, positions, sort_matrix):
 def reference_attention(x, weights, config, layer_type, attention_mask=None, position_ids=None, noise=None):
     """The whole attention module.
 
-    x (B, L, hidden), attention_mask (B, L) nonzero = real, position_ids (B or 1, L), noise (B, G, N, N) added to the
-    sorting logits -> Result. Output and map are 0 at padding tokens, the output even where o_proj has a bias.
+    x (B, L, hidden), attention_mask (B, L) nonzero = real, position_ids (B or 1, L), noise (B, G, N or L, N) added to
+    the sorting logits -> Result. Output and map are 0 at padding tokens, the output even where o_proj has a bias.
     Mixture: the output is the sum of Sinkhorn and full attention, the map the mean of their maps.
     """
     if attention_mask is None:
@@ -421,7 +555,7 @@ def reference_attention(x, weights, config, layer_type, attention_mask=None, pos
     positions = token_positions(grid, x.shape[1], position_ids)
     sort_matrix = None
     if layer_type in ("sinkhorn_attention", "mixture_attention", "sortcut_attention"):
-        sort_matrix = compute_sort_matrix(x, weights, config, grid, noise)
+        sort_matrix = compute_sort_matrix(x, weights, config, grid, positions, noise)
     parts = [layer_type] if layer_type != "mixture_attention" else ["sinkhorn_attention", "full_attention"]
     results = [attend_heads(x, weights, config, part, grid, positions, sort_matrix) for part in parts]
     heads = sum(output for output, _ in results)

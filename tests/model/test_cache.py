@@ -297,7 +297,11 @@ def check_schedule(operations, padding, layer_type, assignment, block_size, num_
     if layer_type == "full_attention":  # then the cache is the library's, and its static one does not crop
         static = False
     settings_ = {"block_size": block_size, "num_local_blocks": num_local_blocks, "sort_assignment": assignment}
-    model = make(layer_type, **settings_)
+    follow(make(layer_type, **settings_), operations, padding, static, seed)
+
+
+def follow(model, operations, padding, static, seed):
+    """Reads random tokens and does what `operations` say, and compares every step with the full forward."""
     generator = torch.Generator().manual_seed(seed)
     cache = make_cache(model, static, length=130)
     cache.activate_past_recording()

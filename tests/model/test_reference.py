@@ -19,7 +19,7 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     attention = model.layers[0].self_attn.train(noise is not None)
     batch = 2 if attention_mask is None else len(attention_mask)
     x = torch.randn(batch, num_tokens, config.hidden_size, dtype=torch.double, requires_grad=True)
-    if noise is not None:
+    if noise is True:
         blocks = -(-num_tokens // config.block_size)
         noise = torch.randn(batch, config.num_key_value_heads, blocks, blocks, dtype=torch.double)
         monkeypatch.setattr(sort_net_sinkhorn, "gumbel_noise", lambda like: noise)
@@ -27,7 +27,7 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     model.rotary_emb.inv_freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2).double() / config.head_dim)
     rotary = DoubleRotary(model.rotary_emb)
     layout = make_layout(config, LayoutInputs(x.shape[:2], x.device, attention_mask, position_ids), rotary)
-    output, attention_map, sort_matrix = attention(x, layout, output_attentions=True)
+    output, attention_map, sort_matrix = attention(x, layout, output_attentions=True, output_sort_matrices=True)
     expected = reference_attention(
         x, dict(attention.named_parameters()), config, config.layer_types[0], attention_mask, position_ids, noise
     )
