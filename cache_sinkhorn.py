@@ -201,9 +201,9 @@ class _BlockStates:
         self.recorded_tokens = self.recorded_tokens + num_tokens if self.record_past else 0
         return RECENT_BLOCKS + -(-self.recorded_tokens // self.block_size)
 
-    def _ring(self, name: str, layout: CacheLayout, *shape: int, like: Tensor) -> int:
+    def _ring(self, name: str, layout: CacheLayout, *shape: int, like: Tensor, more_blocks: int = 0) -> int:
         """Makes room in the ring of that name, and returns its size; `shape` of one entry."""
-        num_blocks = self._num_recent_blocks()
+        num_blocks = self._num_recent_blocks() + more_blocks
         ring, state = num_blocks * self.block_size, getattr(self, name)
         if state is None:
             setattr(self, name, like.new_zeros(like.shape[0], ring + 1, *shape))
@@ -248,7 +248,8 @@ class _BlockStates:
     def keep_column_sums(self, queries: slice, sums: Tensor, layout: CacheLayout) -> None:
         """Stores the column sums after each of the latest tokens. `sums` `(B, G, n, T, N)` of these `queries`."""
         sums = nn.functional.pad(sums, (0, self.capacity - sums.shape[-1])).transpose(1, 2)
-        ring = self._ring("recent_columns", layout, *sums.shape[2:], like=sums)
+        # A block begins with the sums after the last token of the block before it.
+        ring = self._ring("recent_columns", layout, *sums.shape[2:], like=sums, more_blocks=1)
         index = self._places_in_ring(layout, ring)[:, queries]
         self._write("recent_columns", self.recent_columns, 1, index.view(*index.shape, 1, 1, 1), sums)
 
@@ -391,7 +392,7 @@ class _BlockStates:
             return
         gone = (counts % self.block_size != 0) & (counts // self.block_size < self.first_kept)
         if self.recent_columns is not None:
-            gone = gone | ((counts > 0) & ((counts - 1) // self.block_size < self.first_kept))
+            gone = gone | ((counts > 0) & ((counts - 1) // self.block_size < self.first_kept - 1))
         if bool(gone.any()):
             raise RuntimeError(
                 "`crop` goes back further than the cache kept what sorting needs. Call `activate_past_recording()` on "

@@ -106,7 +106,8 @@ def _attend_to_gathered(query, choice, sources, blocks: slice, scaling, dropout,
         always_scores = always_scores.masked_fill(~always_mask[:, blocks][:, None, :, :, None], lowest)
     scores = torch.cat((chosen_scores, always_scores.flatten(2, 3)), dim=-1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=dropout > 0)
+    if dropout > 0:
+        weights = nn.functional.dropout(weights, p=dropout)
     num_chosen = index.shape[-1] * b
     on_chosen = weights[..., :num_chosen].unflatten(-1, (-1, b)) * weight[:, :, :, None, :, None].to(query.dtype)
     on_always = weights[..., num_chosen:].unflatten(2, (-1, per_block))  # (B, G, M, Q, r, K)

@@ -153,33 +153,48 @@ def route(
     in_parts = not torch.compiler.is_compiling()  # a graph is for any length: it has one part, and guards no size
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
-    def part(blocks: slice, columns: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+    def logits_of(blocks: slice) -> Tensor:
         queries, limit = slice(blocks.start * per_block, blocks.stop * per_block), num_blocks
         if routing.from_start and causal and in_parts:
             limit = blocks.stop
         with maybe_autocast(device_type=routing.slot.device.type, enabled=False):
-            logits = perturb(scores.logits(queries, limit))
+            return perturb(scores.logits(queries, limit))
+
+    def choose(
+        logits: Tensor, blocks: slice, columns: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
+        limit = logits.shape[-1]
+        with maybe_autocast(device_type=logits.device.type, enabled=False):
             candidates = _of_queries(routing, blocks, per_block)[..., :limit]
             before = None if columns is None else columns[..., :limit]
             bound = _bound(routing, blocks, per_block, logits.dtype)[..., :limit] * capacity if iterations else None
             plan, sums = balance_plan(logits, candidates, bound, iterations, causal, before)
         choice = hard_assignment(plan, candidates, num_sorted_blocks)
-        plan = _fit(plan, num_blocks) if keeps_plan else None
-        sums = _fit(torch.stack(sums, dim=3), num_blocks) if sums else None
-        return *choice, plan, sums
+        if keep_sums is None:  # only the last ones are needed, by the next part
+            sums = [x[:, :, -1:] for x in sums]
+        return *choice, _fit(plan, num_blocks) if keeps_plan else None, [_fit(x, num_blocks) for x in sums]
 
-    parts = []
-    for blocks in slices(scores, num_destinations, per_block, whole=iterations > 0 and not causal):
-        if tracks and in_parts:
-            made = checkpoint(part, blocks, columns, use_reentrant=False)
-        else:
-            made = part(blocks, columns)
-        sums = made[4]
-        if sums is not None and causal:
-            columns = sums[:, :, -1]
+    def part(blocks: slice, columns: Tensor | None):
+        return choose(logits_of(blocks), blocks, columns)
+
+    def run(function: Callable, *arguments: Any) -> Any:
+        # Computed again for the backward pass, which needs none of the scores then.
+        return checkpoint(function, *arguments, use_reentrant=False) if tracks and in_parts else function(*arguments)
+
+    all_blocks = list(slices(scores, num_destinations, per_block))
+    if iterations > 0 and not causal:  # balances all rows at once
+        logits = [run(logits_of, blocks) for blocks in all_blocks]
+        logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=2)
+        parts = [run(choose, logits, slice(0, num_destinations), None)[:4]]
+    else:
+        parts = []
+        for blocks in all_blocks:
+            *made, sums = run(part, blocks, columns)
+            if sums:
+                columns = torch.stack([x[:, :, -1] for x in sums], dim=2)
             if keep_sums is not None:
-                keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), sums)
-        parts.append(made[:4])
+                keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), torch.stack(sums, dim=3))
+            parts.append(made)
     if len(parts) == 1:
         index, chosen, weight, plan = parts[0]
     else:
@@ -188,9 +203,9 @@ def route(
     return HardSort(index, chosen, weight), plan
 
 
-def slices(scores: Scores, num_destinations: int, per_block: int, whole: bool = False) -> Iterator[slice]:
-    """Parts of the blocks of queries: one in a graph, and one where all tokens are balanced at once."""
-    if whole or torch.compiler.is_compiling():
+def slices(scores: Scores, num_destinations: int, per_block: int) -> Iterator[slice]:
+    """Parts of the blocks of queries; one in a graph, which is for any length."""
+    if torch.compiler.is_compiling():
         yield slice(0, num_destinations)
         return
     most = MAX_SCORES.get(scores[0].device.type, MAX_SCORES["cuda"])

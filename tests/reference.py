@@ -204,6 +204,9 @@ def seen_blocks(blocks, token, config):
     return [tokens[start : start + config.block_size] for start in range(0, len(tokens), config.block_size)]
 
 
+SMALLEST_SHARE = 1e-30  # smaller ones count as equal
+
+
 def log_shares(query, keys, seen, piece_size, scaling):
     """query (r,), keys (L, r), n seen blocks -> (n,) logarithms of how much of all weight falls on each block.
 
@@ -234,7 +237,7 @@ def share_logits(x, weights, config, grid, positions):
                 seen = seen_blocks(blocks, token, config)
                 heads = [log_shares(head[token], keys, seen, piece_size, config.head_dim**-0.5) for head in queries]
                 mean = torch.logsumexp(torch.stack(heads), dim=0) - math.log(per_group)
-                logits[row, g, token, : len(seen)] = mean
+                logits[row, g, token, : len(seen)] = mean.clamp(min=math.log(SMALLEST_SHARE))
     return logits.detach() if config.sort_net == "keys" else logits
 
 
