@@ -16,7 +16,6 @@ from test_reference import compare
 
 import routed_attention_sinkhorn
 import routing_sinkhorn
-import routing_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
 from helpers import BLOCK, TOKEN, assert_close, padding_masks, pairwise, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
