@@ -514,7 +514,7 @@ def run_all_to_the_page(tmp_path, *flags) -> None:
 
 
 def test_every_experiment_runs_at_reduced_scale(tmp_path):
-    run_all_to_the_page(tmp_path, "--only", "soft,descriptor_recent")
+    run_all_to_the_page(tmp_path, "--only", "soft,descriptor_recent,token_keys,index")
 
 
 @pytest.mark.slow  # a minute: twice the models, in two processes, each with its own import of everything
