@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor
-    from .cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
+    from .cache_sinkhorn import SinkhornDynamicLayer, SinkhornStaticLayer
+    from .cache_states_sinkhorn import OpenBlock
     from .layout_sinkhorn import BlockLayout
     from .rotary_sinkhorn import apply_rotary
     from .shares_sinkhorn import piece_means, prefix_means
@@ -21,7 +22,8 @@ try:  # a folder on the Hub, or any package
     from .sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_floor
-    from cache_sinkhorn import OpenBlock, SinkhornDynamicLayer, SinkhornStaticLayer
+    from cache_sinkhorn import SinkhornDynamicLayer, SinkhornStaticLayer
+    from cache_states_sinkhorn import OpenBlock
     from layout_sinkhorn import BlockLayout
     from rotary_sinkhorn import apply_rotary
     from shares_sinkhorn import piece_means, prefix_means

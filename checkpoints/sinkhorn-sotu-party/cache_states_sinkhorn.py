@@ -1,0 +1,1 @@
+../../cache_states_sinkhorn.py
