@@ -42,3 +42,20 @@ def scale_to_step(loss: Tensor, labels: Tensor, problem_type: str, num_items_in_
     if num_items_in_batch is None or problem_type == "single_label_classification":
         return loss
     return loss * (labels.numel() / num_items_in_batch)
+
+
+def mask_of_new_tokens(config: Any, attention_mask: Tensor | None, num_all: int, num_tokens: int) -> Tensor | None:
+    """
+    The mask of the last `num_tokens` of all `num_all` tokens, where those before them are in a cache.
+
+    Raises:
+        ValueError: the pooling reads those too.
+    """
+    if num_all <= num_tokens:
+        return attention_mask
+    if config.pooling != "last":
+        raise ValueError(
+            f"`classifier_pooling='{config.pooling}'` reads all tokens, and those in the cache are not "
+            "here: give the whole document, or use a model with `classifier_pooling='last'`."
+        )
+    return None if attention_mask is None else attention_mask[:, :num_all][:, -num_tokens:]

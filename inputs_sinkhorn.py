@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.import_utils import is_tracing
 
 
@@ -174,3 +174,37 @@ def packed_documents(position_ids: Tensor, layer_types: Collection[str] = ()) ->
             "(`position_ids` that start again): give each document a row of its own, with an `attention_mask`."
         )
     return documents
+
+
+def check_one_document(position_ids: Tensor) -> None:
+    """Raises where a row holds several documents, for a model that gives one prediction a row."""
+    if packed_documents(position_ids) is not None:
+        raise ValueError(
+            "`position_ids` start again, so a row holds several documents, but this model gives one "
+            "prediction a row: give each document a row of its own, with an `attention_mask`."
+        )
+
+
+def cache_to_use(
+    config: Any, cache: Cache | None, use_cache: bool | None, is_training: bool, recomputes: bool
+) -> Cache | None:
+    """
+    The cache given, or a new one where it is asked for.
+
+    Args:
+        recomputes: whether layers run a second time, for the backward pass.
+    """
+    if not config.is_decoder:
+        if cache is not None:
+            raise ValueError("`cache` needs a decoder: use a config with `is_decoder=True`.")
+        return None
+    if recomputes and cache is not None:
+        raise ValueError(
+            "`cache` cannot be used under activation checkpointing, which runs layers twice: leave it "
+            "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or "
+            "`model.eval()`."
+        )
+    # Training reads whole rows: a cache would only cost.
+    if cache is None and use_cache and not is_training:
+        return DynamicCache(config=config)
+    return cache

@@ -8,7 +8,6 @@ Shape letters as in `sorting_sinkhorn.py`, and `E` hidden size.
 
 import copy
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +20,8 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationMixin
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
@@ -33,14 +30,17 @@ from transformers.utils.output_capturing import capture_outputs
 
 
 try:  # a folder on the Hub, or any package
-    from .classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
+    from .classification_sinkhorn import classifier_dropout, mask_of_new_tokens, pool_tokens, scale_to_step
     from .compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from .configuration_sinkhorn import SinkhornConfig
+    from .generation_sinkhorn import SinkhornGenerationMixin
     from .inputs_sinkhorn import (
+        cache_to_use,
         check_arguments,
         check_cache,
         check_exported_cache,
         check_mask,
+        check_one_document,
         count_past_tokens,
         packed_documents,
     )
@@ -57,14 +57,17 @@ try:  # a folder on the Hub, or any package
     from .pretrained_sinkhorn import SinkhornPreTrainedModel
     from .rotary_sinkhorn import SinkhornRotaryEmbedding
 except ImportError:  # flat modules, as installed
-    from classification_sinkhorn import classifier_dropout, pool_tokens, scale_to_step
+    from classification_sinkhorn import classifier_dropout, mask_of_new_tokens, pool_tokens, scale_to_step
     from compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from configuration_sinkhorn import SinkhornConfig
+    from generation_sinkhorn import SinkhornGenerationMixin
     from inputs_sinkhorn import (
+        cache_to_use,
         check_arguments,
         check_cache,
         check_exported_cache,
         check_mask,
+        check_one_document,
         count_past_tokens,
         packed_documents,
     )
@@ -148,7 +151,9 @@ class SinkhornModel(SinkhornPreTrainedModel):
         documents = None
         if position_ids is not None and attention_mask is None and cache is None:
             documents = packed_documents(position_ids, self.config.layer_types)
-        cache = self._cache_to_use(cache, use_cache and documents is None)
+        # As in the library: without gradients nothing runs twice.
+        recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
+        cache = cache_to_use(self.config, cache, use_cache and documents is None, self.training, recomputes)
         past_length = 0 if cache is None else cache.get_seq_length()
         if isinstance(past_length, Tensor) and not is_tracing(past_length):
             past_length = int(past_length)
@@ -160,7 +165,7 @@ class SinkhornModel(SinkhornPreTrainedModel):
                 check_exported_cache(cache)
             else:
                 check_cache(cache, self.config.layer_types, past_counts)
-        self._update_rotary_frequencies(inputs_embeds, attention_mask, position_ids, past_length)
+        self.rotary_emb.update_for(inputs_embeds, attention_mask, position_ids, past_length)
         layout = make_layout(
             self.config,
             LayoutInputs(
@@ -184,63 +189,19 @@ class SinkhornModel(SinkhornPreTrainedModel):
             last_hidden_state=self.norm(hidden_states), **cache_field(cache if use_cache else None)
         )
 
-    def _update_rotary_frequencies(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_length: int | Tensor,
-    ) -> None:
-        if self.rotary_emb.rope_type == "default":
-            return
-        if position_ids is None:  # ranks: the largest is enough
-            counts = inputs_embeds.shape[1] + past_length if attention_mask is None else attention_mask.sum(-1)
-            position_ids = torch.zeros_like(inputs_embeds[:, :1, 0], dtype=torch.long) + (counts - 1)
-        self.rotary_emb.update_frequencies(inputs_embeds, position_ids)
-
-    def _cache_to_use(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
-        if not self.config.is_decoder:
-            if cache is not None:
-                raise ValueError("`cache` needs a decoder: use a config with `is_decoder=True`.")
-            return None
-        # As in the library: without gradients nothing runs twice.
-        if self.training and self.gradient_checkpointing and torch.is_grad_enabled() and cache is not None:
-            raise ValueError(
-                "`cache` cannot be used under activation checkpointing, which runs layers twice: leave it "
-                "out (`generate(use_cache=False)`), or call `model.activation_checkpointing_disable()` or "
-                "`model.eval()`."
-            )
-        # Training reads whole rows: a cache would only cost.
-        if cache is None and use_cache and not self.training:
-            return DynamicCache(config=self.config)
-        return cache
-
-
-def register_causal_class(name: str) -> None:
-    """
-    Tells the Trainer that a class predicts the next token. With label smoothing it computes the loss itself, and knows
-    by the names in this registry for which classes labels are to be shifted. For any other it would, without a word,
-    teach a model to copy its input. The Auto classes have a registry of their own, and do not look in this one.
-    """
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["sinkhorn" if name == "SinkhornForCausalLM" else f"sinkhorn:{name}"] = name
-
 
 # --------------------------------------------------------------------------------------------------------------------
 # Heads
 # --------------------------------------------------------------------------------------------------------------------
 
 
-class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
+class SinkhornForCausalLM(SinkhornPreTrainedModel, SinkhornGenerationMixin):
     """The Sinkhorn Transformer with a language modelling head that predicts the next token."""
 
     _head_loss = "ForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
-
-    def __init_subclass__(cls, **kwargs: Any):
-        super().__init_subclass__(**kwargs)
-        register_causal_class(cls.__name__)
 
     def __init__(self, config: SinkhornConfig):
         if not config.is_decoder:
@@ -290,27 +251,6 @@ class SinkhornForCausalLM(SinkhornPreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             sort_matrices=outputs.sort_matrices,
-        )
-
-    @staticmethod
-    def create_masks_for_generate(attention_mask: Tensor | None, **kwargs: Any) -> Tensor | None:
-        """
-        Called by `generate()` with a cache of fixed size: the mask with zeros up to that, so that every step has the
-        same shapes, and one graph. The library would make one per layer type, for those types that it knows.
-        """
-        max_length = fixed_length(kwargs.get("cache", kwargs.get("past_key_values")))
-        if attention_mask is None or max_length is None:
-            return attention_mask
-        return nn.functional.pad(attention_mask, (0, max(0, max_length - attention_mask.shape[1])))
-
-    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> None:
-        """
-        Raises:
-            NotImplementedError: always. `generate_batch()` comes here too.
-        """
-        raise NotImplementedError(
-            "Continuous batching (`generate_batch`) is not supported: it keeps keys and values in pages of its own, "
-            "and sorting needs more than those. Give `generate()` a padded batch with its `attention_mask`."
         )
 
 
@@ -385,11 +325,7 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
         Without an `attention_mask`, tokens equal to `config.pad_token_id` count as real.
         """
         if position_ids is not None and attention_mask is None and cache is None:
-            if packed_documents(position_ids) is not None:
-                raise ValueError(
-                    "`position_ids` start again, so a row holds several documents, but this model gives one "
-                    "prediction a row: give each document a row of its own, with an `attention_mask`."
-                )
+            check_one_document(position_ids)
         outputs = self.model(
             input_ids,
             attention_mask,
@@ -399,16 +335,9 @@ class SinkhornForSequenceClassification(SinkhornPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
-        num_tokens = outputs.last_hidden_state.shape[1]
-        if cache is not None and cache.get_seq_length() > num_tokens:
-            if self.config.pooling != "last":
-                raise ValueError(
-                    f"`classifier_pooling='{self.config.pooling}'` reads all tokens, and those in the cache are not "
-                    "here: give the whole document, or use a model with `classifier_pooling='last'`."
-                )
-            attention_mask = (
-                None if attention_mask is None else attention_mask[:, : cache.get_seq_length()][:, -num_tokens:]
-            )
+        if cache is not None:
+            num_tokens = outputs.last_hidden_state.shape[1]
+            attention_mask = mask_of_new_tokens(self.config, attention_mask, cache.get_seq_length(), num_tokens)
         pooled = pool_tokens(outputs.last_hidden_state, attention_mask, self.config.pooling)
         logits = self.score(self.dropout(pooled))
         loss = None
@@ -497,7 +426,6 @@ class SinkhornForQuestionAnswering(SinkhornPreTrainedModel):
 
 
 AutoConfig.register("sinkhorn", SinkhornConfig, exist_ok=True)
-register_causal_class(SinkhornForCausalLM.__name__)
 for _auto_class, _model_class in (
     (AutoModel, SinkhornModel),
     (AutoModelForCausalLM, SinkhornForCausalLM),

@@ -76,6 +76,21 @@ class SinkhornRotaryEmbedding(nn.Module):
     def update_frequencies(self, x: Tensor, position_ids: Tensor) -> None:
         """Chooses the frequencies of a pass, where they depend on the largest position. Call it before `tables`."""
 
+    def update_for(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_length: int | Tensor,
+    ) -> None:
+        """The same for the tokens of a pass, `(B, L, E)`, which continue `past_length` others."""
+        if self.rope_type == "default":
+            return
+        if position_ids is None:  # ranks: the largest is enough
+            counts = inputs_embeds.shape[1] + past_length if attention_mask is None else attention_mask.sum(-1)
+            position_ids = torch.zeros_like(inputs_embeds[:, :1, 0], dtype=torch.long) + (counts - 1)
+        self.update_frequencies(inputs_embeds, position_ids)
+
     @torch.no_grad()
     def tables(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """As `forward`, with the current frequencies."""

@@ -1,0 +1,1 @@
+../../generation_sinkhorn.py
