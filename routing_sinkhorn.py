@@ -95,8 +95,9 @@ class Routing(NamedTuple):
     candidates: Tensor  # (B or 1, 1, M, N) bool
     filled: Tensor | None  # (B or 1, M, Q) bool, slots that hold a query; None for all
     slot: Tensor  # (B or 1, n)
-    capacity_before: Tensor | None  # (B or 1, 1, M, N) even shares of all rows before each block; None if not causal
     block_size: int
+    causal: bool
+    shares_before: Tensor | None  # (B or 1, 1, M, N) `even_shares_before`; read by a causal balancing alone
     from_start: bool  # whether block M of the queries is block M of the keys, so that no later one is a candidate
 
 
@@ -149,7 +150,7 @@ def route(
     """
     num_destinations, num_blocks = routing.candidates.shape[-2:]
     per_block = routing.slot.shape[1] // num_destinations
-    causal = routing.capacity_before is not None
+    causal = routing.causal
     in_parts = not torch.compiler.is_compiling()  # a graph is for any length: it has one part, and guards no size
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
@@ -224,10 +225,10 @@ def _of_queries(routing: Routing, blocks: slice, per_block: int) -> Tensor:
 
 def _bound(routing: Routing, blocks: slice, per_block: int, dtype: torch.dtype) -> Tensor:
     """The even share of each column: of causal queries up to each, `(B or 1, 1, n, N)`; else of all, 1 in place of n."""
-    if routing.capacity_before is None:
+    if not routing.causal:
         shares = _even_shares_of_blocks(routing.candidates, routing.filled, routing.block_size, dtype)
         return shares.sum(-2, keepdim=True)
-    before = routing.capacity_before[:, :, blocks].to(dtype).repeat_interleave(per_block, dim=2)
+    before = routing.shares_before[:, :, blocks].to(dtype).repeat_interleave(per_block, dim=2)
     shares = even_shares(routing.candidates[:, :, blocks], dtype).repeat_interleave(per_block, dim=2)
     slot = routing.slot[:, blocks.start * per_block : blocks.stop * per_block]
     return before + shares * (slot % routing.block_size + 1).to(dtype)[:, None, :, None]

@@ -55,10 +55,18 @@ class SinkhornTokenAttention(SinkhornAttention):
         key_blocks, value_blocks = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
         scores = self.sort_net.scores_of_tokens(blocks, query, key_blocks, layout)
         before = None
-        if config.is_decoder:
+        if config.is_decoder and config.sinkhorn_iterations > 0:
             before = even_shares_before(layout.candidates, grid.filled, config.block_size)
         slot = torch.arange(grid.num_blocks * config.block_size, device=key.device).unsqueeze(0)
-        routing = Routing(layout.candidates, grid.filled, slot, before, config.block_size, grid.document is None)
+        routing = Routing(
+            candidates=layout.candidates,
+            filled=grid.filled,
+            slot=slot,
+            block_size=config.block_size,
+            causal=config.is_decoder,
+            shares_before=before,
+            from_start=grid.document is None,
+        )
         choice, plan = self._route(scores, routing, keeps_matrix)
         sources = Sources(
             key_blocks, value_blocks, grid.filled, *self.always_read(key, value, layout), layout.local_mask
@@ -86,12 +94,20 @@ class SinkhornTokenAttention(SinkhornAttention):
         cache.apply_crop(cached)
         cache.append(key, value, cached, rotated=True)
         scores = self._scores_in_cache(blocks, query, layout, cache)
-        before = even_shares_of_cache(config, cached) if balances else cached.filled.new_zeros(1, 1, 1, 1)
-        routing = Routing(layout.candidates, cached.filled, cached.slots, before, config.block_size, cached.from_start)
-        columns, keep_sums = None, None
+        before, columns, keep_sums = None, None, None
         if balances:
+            before = even_shares_of_cache(config, cached)
             columns = cache.column_sums_before(cached)
             keep_sums = partial(cache.keep_column_sums, layout=cached)
+        routing = Routing(
+            candidates=layout.candidates,
+            filled=cached.filled,
+            slot=cached.slots,
+            block_size=config.block_size,
+            causal=True,
+            shares_before=before,
+            from_start=cached.from_start,
+        )
         choice, plan = self._route(scores, routing, keeps_matrix, columns, keep_sums)
         keys_and_values = cache.key_value_blocks()
         sources = Sources(*keys_and_values, None, *local_keys_and_values(layout, cache), layout.local_mask)
