@@ -8,7 +8,8 @@ Letters: B rows, L tokens, b block size, N = ceil(L / b) blocks, H query heads, 
 i destination (query) block, j source block, t slot inside a block, g key/value head.
 
 `weights` is a dict named like the state dict of the attention module: `q_proj.weight` (H*D, hidden), `k_proj.weight` and
-`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, and `sort_net.*`.
+`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, `sort_net.*`, and perhaps
+`q_norm.weight` and `k_norm.weight` (D,).
 """
 
 import math
@@ -101,6 +102,14 @@ def project(x, weights, name, num_heads):
     if weights.get(name + ".bias") is not None:
         projected = projected + weights[name + ".bias"]
     return torch.stack(projected.chunk(num_heads, dim=-1), dim=1)
+
+
+def head_norm(x, weights, name, eps):
+    """RMS norm of each head's vector, x (B, heads, L, D) -> the same shape; x itself where there is no such weight."""
+    weight = weights.get(name + ".weight")
+    if weight is None:
+        return x
+    return weight * x / ((x * x).sum(-1, keepdim=True) / x.shape[-1] + eps).sqrt()
 
 
 def rotate(vector, position, theta):
@@ -389,8 +398,8 @@ def attend_heads(x, weights, config, layer_type, grid, positions, sort_matrix):
     """One kind of attention before o_proj: x (B, L, hidden) -> output (B, L, H*D), map (B, H, L, L)."""
     num_groups, theta = config.num_key_value_heads, config.rope_theta
     per_group = config.num_attention_heads // num_groups  # query head h reads key/value head h // per_group
-    q = project(x, weights, "q_proj", config.num_attention_heads)
-    k = project(x, weights, "k_proj", num_groups)
+    q = head_norm(project(x, weights, "q_proj", config.num_attention_heads), weights, "q_norm", config.rms_norm_eps)
+    k = head_norm(project(x, weights, "k_proj", num_groups), weights, "k_norm", config.rms_norm_eps)
     v = project(x, weights, "v_proj", num_groups)
     outputs, maps = [], []
     for row in range(x.shape[0]):
