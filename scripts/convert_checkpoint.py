@@ -74,7 +74,6 @@ def main() -> None:
         hub["gguf_file"] = args.gguf_file
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
     except (OSError, ValueError) as error:
         raise UserError(
             f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
@@ -83,6 +82,7 @@ def main() -> None:
     overrides = parse_overrides(",".join(args.config_overrides or ()), getattr(config, "num_hidden_layers", 1))
     try:
         wanted = converted_config(config, **overrides)  # before the weights are fetched
+        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
         source = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype, **hub).eval()
         tokens = None
         if wanted.sort_net == "index" and "sinkhorn_attention" in wanted.layer_types:
