@@ -74,6 +74,7 @@ WITHOUT_COUNTERPART = {
     "kv_lora_rank": "keys and values are not compressed here",
 }
 RECORDING = "sinkhorn_calibration"
+STEPS = 300  # of descent, from a start that is near
 
 
 class ConversionError(ValueError):
@@ -269,10 +270,36 @@ def query_key_moments(source: PreTrainedModel, tokens: Tensor) -> dict[int, tupl
 
 def index_directions(query: Tensor, key: Tensor, width: int) -> Tensor:
     """
-    Directions `(G, D, r)` in which products of queries and keys vary most, from their second moments `(G, D, D)`.
+    `U` `(G, D, r)` for which `<U^T q, U^T k>` is nearest to `<q, k>` in the mean square, of queries and keys that are
+    drawn apart with these second moments `(G, D, D)`. Keys are not centred: a difference from their mean, and the mean,
+    which many tokens share, would need directions of their own.
     """
-    product = query @ key
-    return torch.linalg.eigh(product + product.mT)[1][..., -width:].float()
+    query, key = (x / x.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] for x in (query, key))
+    query_root, query_inverse = _roots(query)
+    key_root, _ = _roots(key)
+    # The first ones of the geometric mean of both moments: exact where they have the same axes.
+    between, _ = _roots(query_inverse @ key @ query_inverse)
+    start = torch.linalg.eigh(query_root @ between @ query_root)[1][..., -width:]
+    directions = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([directions], lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    whole = (query_root @ key_root).square().sum((1, 2))
+    identity = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            left = query_root @ (identity - directions @ directions.mT) @ key_root
+            optimizer.zero_grad()
+            (left.square().sum((1, 2)) / whole).sum().backward()
+            optimizer.step()
+            schedule.step()
+    return directions.detach().float()
+
+
+def _roots(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """The square root of symmetric matrices `(G, D, D)`, and its inverse."""
+    values, axes = torch.linalg.eigh(moments)
+    values = values.clamp(min=1e-9).sqrt()
+    return (axes * values.unsqueeze(1)) @ axes.mT, (axes / values.unsqueeze(1)) @ axes.mT
 
 
 def _second_moment(x: Tensor) -> Tensor:
