@@ -13,10 +13,18 @@ With layers of full attention the new model must equal the old one; this is chec
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    HfArgumentParser,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from common.errors import UserError
 from conversion.calibration import calibration_tokens
@@ -63,6 +71,19 @@ class ConversionArguments:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
 
 
+def load_to_compute(args: ConversionArguments, config: PreTrainedConfig, hub: dict[str, Any]) -> PreTrainedModel:
+    """The model in float32: a processor without arithmetic in half precision takes hours there, and nothing is lost."""
+    stored = config.dtype if args.dtype == "auto" else args.dtype
+    dtype = "auto" if stored is None else torch.float32
+    return AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **hub).eval()
+
+
+def dtype_to_store(args: ConversionArguments, config: PreTrainedConfig, source: PreTrainedModel) -> torch.dtype:
+    if args.dtype != "auto":
+        return getattr(torch, args.dtype)
+    return config.dtype or source.dtype
+
+
 def main() -> None:
     (args,) = HfArgumentParser(ConversionArguments).parse_args_into_dataclasses()
     folder = Path(args.output_dir)
@@ -83,7 +104,7 @@ def main() -> None:
     try:
         wanted = converted_config(config, **overrides)  # before the weights are fetched
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
-        source = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=args.dtype, **hub).eval()
+        source = load_to_compute(args, config, hub)
         tokens = None
         if wanted.sort_net == "index" and "sinkhorn_attention" in wanted.layer_types:
             length = min(args.calibration_length, wanted.max_position_embeddings)
@@ -91,13 +112,15 @@ def main() -> None:
                 tokenizer, args.calibration_file, args.text_column_name, args.calibration_rows, length
             )
             print(f"Calibrating the index on {tokens.numel():,} tokens ...", flush=True)
-        model = convert(source, tokens, **overrides)
+        model = convert(source, tokens, **overrides)  # it shares the weights of the source
     except (ConversionError, StrictDataclassError) as error:
         raise UserError(f"{args.model_name_or_path} cannot be converted so. {error}") from None
     error = check_equality(source)
     base = base_card(args.model_name_or_path, args.model_revision, args.token)
     base_model = base_model_of(args.model_name_or_path, base, args.base_model)
     text = card(model, folder.name, base_model, base, args.license)
+    model.to(dtype_to_store(args, config, source))
+    model.config.dtype = model.dtype
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(text, encoding="utf-8")

@@ -52,7 +52,12 @@ class EvaluationArguments:
     num_texts: int = field(default=10, metadata={"help": "Texts for perplexity at most."})
     rounds: int = field(default=3, metadata={"help": "Of each time, whose median is given."})
     plot: str | None = field(default=None, metadata={"help": "PNG file to draw."})
-    dtype: str = field(default="auto", metadata={"help": "Of the weights: auto, float32, bfloat16 or float16."})
+    dtype: str = field(
+        default="float32",
+        metadata={
+            "help": "Of the weights: auto, float32, bfloat16 or float16; few processors are fast in the last two."
+        },
+    )
     device: str = field(default_factory=default_device, metadata={"help": "cpu or cuda."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the models."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with a model."})

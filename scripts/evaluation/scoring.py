@@ -58,6 +58,8 @@ def answer_scores(model: PreTrainedModel, prompt: Prompt) -> dict[str, float]:
     first = _next(model, ids, cache)
     given = first
     if answer.shape[1] > 1:
+        if hasattr(cache, "activate_past_recording"):  # what is cropped again below must be undone in every layer
+            cache.activate_past_recording()
         given = torch.cat((first, _next(model, answer[:, :-1], cache, answer.shape[1] - 1)))
         cache.crop(1 - answer.shape[1])
     losses = _losses(given, answer[0])
