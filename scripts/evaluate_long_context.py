@@ -20,7 +20,6 @@ from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from common.errors import UserError
-from common.peak_memory import return_freed_memory_at_once
 from evaluation.cost import measure
 from evaluation.models import default_device, description, keys_read, load, parse_candidate
 from evaluation.report import draw, table
@@ -102,8 +101,6 @@ def main() -> None:
     texts = long_texts(args.texts_file, args.text_column_name, args.num_texts, CHARACTERS_PER_TOKEN * args.lengths[-1])
     results, cases = Results(Path(args.results)), cases_of(args, len(texts))
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    if args.device == "cpu":
-        return_freed_memory_at_once()
     for candidate in candidates:
         model, tokenizer = load(candidate, args.dtype, args.device, hub)
         results.begin(candidate.label, description(candidate, model))

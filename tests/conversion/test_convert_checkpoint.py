@@ -147,6 +147,22 @@ def test_it_works_without_the_package(converted, tmp_path):
     assert report["tokens"] == model.generate(**batch, max_new_tokens=12, do_sample=False).tolist()
 
 
+def test_weights_are_stored_in_the_type_that_they_had(source, tmp_path, monkeypatch):
+    AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "half")
+    for flags, dtype in (((), torch.bfloat16), (("--dtype", "float16"), torch.float16)):
+        folder = tmp_path / str(dtype)
+        flags = ("--model_name_or_path", tmp_path / "half", "--output_dir", folder, *SMALL, *flags)
+        run_script(monkeypatch, "convert_checkpoint.py", *flags)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_it_can_be_pushed(converted, monkeypatch, capsys):
+    run_script(monkeypatch, "push_to_hub.py", "--model_folder", converted, "--repo_id", "me/small", "--dry_run")
+    assert "this would go to me/small" in capsys.readouterr().out
+
+
 def test_one_name_stands_for_all_layers_and_a_file_calibrates(source, tmp_path, monkeypatch, capsys):
     flags = ("--model_name_or_path", source, "--output_dir", tmp_path / "full")
     run_script(monkeypatch, "convert_checkpoint.py", *flags, "--config_overrides", "layer_types=full_attention")
