@@ -229,13 +229,13 @@ def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choice
 def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornConfig) -> dict[str, Tensor]:
     """The `index_proj` `(G, D, r)` of each layer that sorts, by its name in the state dict."""
     moments = query_key_moments(source, tokens)
-    dtype = next(source.parameters()).dtype
+    layers = [layer for layer, kind in enumerate(config.layer_types) if kind == "sinkhorn_attention"]
+    # All layers at once: one small problem after the other would take many times as long.
+    query, key = (torch.cat(parts) for parts in zip(*(moments[layer] for layer in layers)))
+    directions = index_directions(query, key, config.index_head_dim).to(source.dtype)
     return {
-        f"model.layers.{layer}.self_attn.sort_net.index_proj": index_directions(
-            *moments[layer], config.index_head_dim
-        ).to(dtype)
-        for layer, kind in enumerate(config.layer_types)
-        if kind == "sinkhorn_attention"
+        f"model.layers.{layer}.self_attn.sort_net.index_proj": projection.clone()
+        for layer, projection in zip(layers, directions.split(config.num_key_value_heads))
     }
 
 
@@ -270,8 +270,8 @@ def query_key_moments(source: PreTrainedModel, tokens: Tensor) -> dict[int, tupl
 
 def index_directions(query: Tensor, key: Tensor, width: int) -> Tensor:
     """
-    `U` `(G, D, r)` for which `<U^T q, U^T k>` is nearest to `<q, k>` in the mean square, of queries and keys that are
-    drawn apart with these second moments `(G, D, D)`. Keys are not centred: a difference from their mean, and the mean,
+    `U` `(n, D, r)` of `n` heads for which `<U^T q, U^T k>` is nearest to `<q, k>` in the mean square, of queries and keys that are
+    drawn apart with these second moments `(n, D, D)`. Keys are not centred: a difference from their mean, and the mean,
     which many tokens share, would need directions of their own.
     """
     query, key = (x / x.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] for x in (query, key))
@@ -296,7 +296,7 @@ def index_directions(query: Tensor, key: Tensor, width: int) -> Tensor:
 
 
 def _roots(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of symmetric matrices `(G, D, D)`, and its inverse."""
+    """The square root of symmetric matrices `(n, D, D)`, and its inverse."""
     values, axes = torch.linalg.eigh(moments)
     values = values.clamp(min=1e-9).sqrt()
     return (axes * values.unsqueeze(1)) @ axes.mT, (axes / values.unsqueeze(1)) @ axes.mT

@@ -89,7 +89,7 @@ def make_prompt(
     rng = random.Random(f"{task} {length} {depth} {seed}")
     hidden = TASKS[task](rng)
     start = [] if tokenizer.bos_token_id is None or not _adds_start(tokenizer) else [tokenizer.bos_token_id]
-    question, answer = (_tokens(tokenizer, text) for text in ("\n\n" + hidden.question, hidden.answer))
+    question, answer = _question_and_answer(tokenizer, "\n\n" + hidden.question, hidden.answer)
     sentences = [_tokens(tokenizer, f"\n{text}\n") for text in hidden.sentences]
     room = length - len(start) - len(question) - len(answer) - sum(map(len, sentences))
     if room < 32:
@@ -108,6 +108,17 @@ def make_prompt(
         tokens += text[done:place] + sentence
         done = place
     return Prompt(tokens + text[done:] + question, answer)
+
+
+def _question_and_answer(
+    tokenizer: PreTrainedTokenizerBase, question: str, answer: str
+) -> tuple[list[int], list[int]]:
+    """Tokens of both. A space before the answer that is a token of its own is part of the question."""
+    both = _tokens(tokenizer, question + answer)
+    for start in (_tokens(tokenizer, question + " "), _tokens(tokenizer, question)):
+        if both[: len(start)] == start:
+            return start, both[len(start) :]
+    return _tokens(tokenizer, question), _tokens(tokenizer, answer)
 
 
 def _number(rng: random.Random) -> str:
