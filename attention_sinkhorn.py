@@ -26,6 +26,7 @@ try:  # a folder on the Hub, or any package
     from .layout_sinkhorn import BlockLayout, Layout
     from .maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from .masks_sinkhorn import hard_sorted_mask, join_masks
+    from .norm_sinkhorn import SinkhornRMSNorm
     from .rotary_sinkhorn import apply_rotary
     from .sort_net_sinkhorn import SinkhornSortNet
     from .sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
@@ -37,6 +38,7 @@ except ImportError:  # flat modules, as installed
     from layout_sinkhorn import BlockLayout, Layout
     from maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from masks_sinkhorn import hard_sorted_mask, join_masks
+    from norm_sinkhorn import SinkhornRMSNorm
     from rotary_sinkhorn import apply_rotary
     from sort_net_sinkhorn import SinkhornSortNet
     from sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
@@ -88,10 +90,14 @@ class SinkhornBaseAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         query_width = config.num_attention_heads * self.head_dim
         key_width = config.num_key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=config.attention_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias)
+        has_bias = config.attention_bias in (True, "qkv")
+        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=has_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=has_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=has_bias)
+        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias is True)
+        if config.qk_norm:
+            self.q_norm = SinkhornRMSNorm(self.head_dim, config.rms_norm_eps)
+            self.k_norm = SinkhornRMSNorm(self.head_dim, config.rms_norm_eps)
 
     @property
     def is_causal(self) -> bool:
@@ -100,9 +106,12 @@ class SinkhornBaseAttention(nn.Module):
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`(..., E)` to queries `(..., H, D)`, keys and values `(..., G, D)`."""
-        return tuple(
+        query, key, value = (
             proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query, key, value
 
     def returns_maps(self, kwargs: dict[str, Any]) -> bool:
         wanted = kwargs.get("output_attentions", self.config.output_attentions)
@@ -307,7 +316,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         if not self.mixes_keys:
             num_sorted = self.config.num_sorted_blocks
             return gather_sorted_blocks(sort_matrix, candidates[:, :, rows], key, value, filled, num_sorted)
-        mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, self.config.attention_bias)
+        mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, bool(self.config.attention_bias))
         mask = None if layout.sorted_mask is None else layout.sorted_mask[:, rows]
         tables = layout.sorted_tables.rows(rows)
         return place_mixed_blocks(sort_matrix, mixed, None if self.is_causal else filled, mask, tables)
@@ -333,7 +342,7 @@ class SinkhornAttention(SinkhornBaseAttention):
             if key.device.type == "cpu":
                 key, value = key.contiguous(), value.contiguous()  # read twice, by sorting and by attention
             if self.mixes_keys:
-                mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, self.config.attention_bias)
+                mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, bool(self.config.attention_bias))
                 sorted_blocks = MixedBlocks(*mixed, layout.sorted_tables)
                 sorted_mask = None if layout.sorted_mask is None else layout.sorted_mask.unsqueeze(2)
             else:

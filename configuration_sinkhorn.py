@@ -31,6 +31,7 @@ KEY_SORT_NETS = ("keys", "index")
 SORT_GRANULARITIES = ("block", "token")
 SORT_POOLINGS = ("mean", "sum", "first")
 SORT_ASSIGNMENTS = ("soft", "hard")
+ATTENTION_BIASES = (False, True, "qkv")
 CAUSAL_BALANCINGS = ("equality", "capacity")
 CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 
@@ -74,6 +75,10 @@ class SinkhornConfig(PreTrainedConfig):
     `rope_parameters` ...) mean what they mean there. The others:
 
     Args:
+        attention_bias (`bool` or `str`, defaults to `False`):
+            Whether the projections of attention have a bias; `"qkv"`: those of queries, keys and values alone (Qwen2).
+        qk_norm (`bool`, defaults to `False`):
+            A norm of the query and the key of each head, before they are rotated (Qwen3).
         block_size (`int`, defaults to 64):
             Tokens per block. Any sequence length works; the last block may be partly filled.
         layer_types (`list[str]`, *optional*):
@@ -166,7 +171,8 @@ class SinkhornConfig(PreTrainedConfig):
     initializer_range: float | int = 0.02
     rms_norm_eps: float = 1e-5
     rope_parameters: RopeParameters | dict | None = None
-    attention_bias: bool = False
+    attention_bias: bool | str = False
+    qk_norm: bool = False
     mlp_bias: bool = False
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
@@ -280,7 +286,9 @@ class SinkhornConfig(PreTrainedConfig):
         sort_net = ()
         if not {"local_attention", "full_attention"}.issuperset(self.layer_types):
             sort_net = {"bilinear": ("row_proj", "column_proj"), "keys": (), "index": ()}.get(self.sort_net, ("proj",))
+        norms = ("q_norm", "k_norm") if self.qk_norm else ()
         return {
+            **{f"layers.*.self_attn.{name}": "replicated_with_grad_allreduce" for name in norms},
             "layers.*.self_attn.q_proj": "colwise",
             "layers.*.self_attn.k_proj": "colwise",
             "layers.*.self_attn.v_proj": "colwise",
@@ -381,6 +389,7 @@ class SinkhornConfig(PreTrainedConfig):
 
     def _validate_choices(self) -> None:
         choices = {
+            "attention_bias": ATTENTION_BIASES,
             "sort_granularity": SORT_GRANULARITIES,
             "sort_net": SORT_NETS,
             "sort_pooling": SORT_POOLINGS,

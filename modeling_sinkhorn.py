@@ -44,8 +44,9 @@ try:  # a folder on the Hub, or any package
         count_past_tokens,
         packed_documents,
     )
-    from .layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
+    from .layer_sinkhorn import SinkhornLayer
     from .layout_sinkhorn import LayoutInputs, fixed_length, make_layout
+    from .norm_sinkhorn import SinkhornRMSNorm
     from .outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,
@@ -71,8 +72,9 @@ except ImportError:  # flat modules, as installed
         count_past_tokens,
         packed_documents,
     )
-    from layer_sinkhorn import SinkhornLayer, SinkhornRMSNorm
+    from layer_sinkhorn import SinkhornLayer
     from layout_sinkhorn import LayoutInputs, fixed_length, make_layout
+    from norm_sinkhorn import SinkhornRMSNorm
     from outputs_sinkhorn import (
         SinkhornCausalLMOutput,
         SinkhornMaskedLMOutput,

@@ -139,7 +139,7 @@ def select_numbers(wanted: list[int] | None, available: list[int], flag: str, wh
 def tokenize(text: str, tokenizer: Any, config: Any, max_seq_length: int) -> Tensor:
     """The first tokens of the text, `(1, L)`, as many as the model and the flag allow. Prints what is left out."""
     limit = max_seq_length
-    if config.sort_net != "bilinear":
+    if config.sort_net in ("linear", "mlp"):
         limit = min(limit, config.max_num_blocks * config.block_size)
     input_ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
     if input_ids.shape[1] == 0:

@@ -8,8 +8,8 @@ Letters: B rows, L tokens, b block size, N = ceil(L / b) blocks, H query heads, 
 i destination (query) block, j source block, t slot inside a block, g key/value head.
 
 `weights` is a dict named like the state dict of the attention module: `q_proj.weight` (H*D, hidden), `k_proj.weight` and
-`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, and `sort_net.*`, of which
-`sort_net.index_proj` is (G, D, r).
+`v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, `sort_net.*`, of which
+`sort_net.index_proj` is (G, D, r), and perhaps `q_norm.weight` and `k_norm.weight` (D,).
 
 With `sort_granularity="token"` a sort matrix has a row for each token, (B, G, L, N), and none for blocks.
 """
@@ -106,6 +106,14 @@ def project(x, weights, name, num_heads):
     return torch.stack(projected.chunk(num_heads, dim=-1), dim=1)
 
 
+def head_norm(x, weights, name, eps):
+    """RMS norm of each head's vector, x (B, heads, L, D) -> the same shape; x itself where there is no such weight."""
+    weight = weights.get(name + ".weight")
+    if weight is None:
+        return x
+    return weight * x / ((x * x).sum(-1, keepdim=True) / x.shape[-1] + eps).sqrt()
+
+
 def rotate(vector, position, theta):
     """RoPE as in Llama: vector (D,) at an integer position -> (D,). Pair k is (k, k + D/2), angle position * theta^(-2k/D)."""
     half = vector.shape[0] // 2
@@ -121,9 +129,14 @@ def rotate_all(vectors, positions, theta):
     return torch.stack([rotate(vector, position, theta) for vector, position in zip(vectors, positions)])
 
 
-def rotated_heads(x, weights, name, num_heads, positions, theta):
-    """As project, each vector rotated at its token's position."""
-    heads = project(x, weights, name, num_heads)
+def normed_heads(x, weights, name, num_heads, config):
+    """As project, of queries or keys, with the norm of each head where there is one."""
+    return head_norm(project(x, weights, name, num_heads), weights, name[0] + "_norm", config.rms_norm_eps)
+
+
+def rotated_heads(x, weights, name, num_heads, positions, config):
+    """As normed_heads, each vector rotated at its token's position."""
+    heads, theta = normed_heads(x, weights, name, num_heads, config), config.rope_theta
     return torch.stack(
         [torch.stack([rotate_all(head, positions[row], theta) for head in heads[row]]) for row in range(x.shape[0])]
     )
@@ -222,10 +235,10 @@ def log_shares(query, keys, seen, piece_size, scaling):
 
 def share_logits(x, weights, config, grid, positions):
     """-> R (B, G, L, N): the logarithm of the mean share over the query heads of a group; 0 where a token sees nothing."""
-    num_groups, theta = config.num_key_value_heads, config.rope_theta
+    num_groups = config.num_key_value_heads
     per_group = config.num_attention_heads // num_groups
-    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, theta)
-    k = rotated_heads(x, weights, "k_proj", num_groups, positions, theta)
+    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, config)
+    k = rotated_heads(x, weights, "k_proj", num_groups, positions, config)
     piece_size = config.key_piece_size if config.sort_net == "keys" else 1
     logits = x.new_zeros(x.shape[0], num_groups, x.shape[1], len(grid[0]))
     for row, blocks in enumerate(grid):
@@ -524,11 +537,11 @@ def attend_group(queries, view, layer_type, config):
 
 def attend_heads(x, weights, config, layer_type, grid, positions, sort_matrix):
     """One kind of attention before o_proj: x (B, L, hidden) -> output (B, L, H*D), map (B, H, L, L)."""
-    num_groups, theta = config.num_key_value_heads, config.rope_theta
+    num_groups = config.num_key_value_heads
     per_group = config.num_attention_heads // num_groups  # query head h reads key/value head h // per_group
-    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, theta)
-    rotated_k = rotated_heads(x, weights, "k_proj", num_groups, positions, theta)
-    k = project(x, weights, "k_proj", num_groups)
+    q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, config)
+    rotated_k = rotated_heads(x, weights, "k_proj", num_groups, positions, config)
+    k = normed_heads(x, weights, "k_proj", num_groups, config)
     v = project(x, weights, "v_proj", num_groups)
     outputs, maps = [], []
     for row in range(x.shape[0]):

@@ -16,6 +16,8 @@ BELOW = {
     "hub": {"common"},
     "plotting": {"common"},
     "benchmarking": {"common", "training"},
+    "conversion": {"common", "training"},
+    "evaluation": {"common", "training"},
     "experiments": {"common", "training"},
     "maintenance": {"common", "training", "benchmarking", "hub"},
 }

@@ -4,12 +4,9 @@ Peak memory of a pass, in addition to the parameters and their gradients, and it
 measurement runs in a new process with a fresh heap.
 """
 
-import contextlib
-import ctypes
 import math
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import time
@@ -23,6 +20,7 @@ import transformers
 
 from benchmarking.models import make_model
 from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
+from common.peak_memory import peak_since, reset_peak, return_freed_memory_at_once
 
 
 PRELOAD = ["torch", "transformers", "benchmarking.memory"]  # what children need, imported once
@@ -109,7 +107,7 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
 
 
 def _on_cpu(task: Task) -> dict[str, Any]:
-    _return_freed_memory_at_once()
+    return_freed_memory_at_once()
     # Warms up thread pools and library buffers, on another model: some adapt to the length of their first row.
     small = make_model(task.name, WARM_UP_LENGTH)
     for kind in PASSES:
@@ -120,10 +118,10 @@ def _on_cpu(task: Task) -> dict[str, Any]:
     measured = {}
     for kind in task.kinds:
         benchmark_model.model.train(kind != FORWARD)
-        before = _reset_peak()
+        before = reset_peak()
         start = time.perf_counter()
         run(benchmark_model, batch, kind)
-        measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": _peak(before) / MEGABYTE}
+        measured[kind] = {"seconds": time.perf_counter() - start, "megabytes": peak_since(before) / MEGABYTE}
     return measured
 
 
@@ -135,44 +133,6 @@ def _set_up(task: Task):
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
     return benchmark_model, single_row(task.length).to(task.device)
-
-
-def _return_freed_memory_at_once() -> None:
-    """Makes malloc map every tensor separately, so that freed memory is not kept for the next one."""
-    m_mmap_threshold = -3
-    _call_libc("mallopt", m_mmap_threshold, 2**16)
-
-
-def _call_libc(function: str, *arguments: int) -> None:
-    """A function of glibc's malloc. With another libc, figures are a little less exact."""
-    with contextlib.suppress(AttributeError, OSError):
-        getattr(ctypes.CDLL(None), function)(*arguments)
-
-
-def _reset_peak() -> int:
-    """Resets the high-water mark. Returns the bytes in use now, without memory that malloc only holds back."""
-    _call_libc("malloc_trim", 0)
-    # Where it cannot be reset (not on Linux), the smaller pass runs first, so the larger one exceeds its mark.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS") if Path("/proc/self/status").exists() else _max_resident()
-
-
-def _peak(before: int) -> int:
-    return (_status("VmHWM") if Path("/proc/self/status").exists() else _max_resident()) - before
-
-
-def _status(field: str) -> int:
-    """Bytes, from /proc/self/status, which gives kB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}")
-
-
-def _max_resident() -> int:
-    """Bytes; macOS counts in bytes, others in kB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # CUDA ----------------------------------------------------------------------------------------------------------------

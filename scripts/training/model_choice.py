@@ -176,7 +176,7 @@ def load_weights(model_args: ModelArguments, auto_class: type, config: PreTraine
 def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The longest input in tokens; `None` if there is no limit."""
     if config.model_type == "sinkhorn":
-        return None if config.sort_net == "bilinear" else config.max_num_blocks * config.block_size
+        return config.max_num_blocks * config.block_size if config.sort_net in ("linear", "mlp") else None
     # RoBERTa uses 512 of its 514 positions; its tokenizer knows. A tokenizer without a limit gives a huge number.
     positions = getattr(config, "max_position_embeddings", None)
     return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)

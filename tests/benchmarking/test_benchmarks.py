@@ -471,12 +471,12 @@ def test_what_would_take_too_long_is_skipped():
 @pytest.mark.skipif(not memory.Path("/proc/self/clear_refs").exists(), reason="needs Linux")
 def test_peak_memory_is_that_of_tensors():
     """Two tensors of 64 MB and 48 MB, gone at once, and one of 48 MB, whatever malloc keeps ready."""
-    before = memory._reset_peak()
+    before = memory.reset_peak()
     torch.ones(16, 2**20), torch.ones(12, 2**20)
-    assert memory._peak(before) / memory.MEGABYTE == pytest.approx(112, abs=2)
-    before = memory._reset_peak()
+    assert memory.peak_since(before) / memory.MEGABYTE == pytest.approx(112, abs=2)
+    before = memory.reset_peak()
     torch.ones(12, 2**20)
-    assert memory._peak(before) / memory.MEGABYTE == pytest.approx(48, abs=2)
+    assert memory.peak_since(before) / memory.MEGABYTE == pytest.approx(48, abs=2)
 
 
 def test_a_process_that_fails_gives_a_reason():

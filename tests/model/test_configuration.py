@@ -82,6 +82,7 @@ def test_layer_types_have_a_name_of_ours_in_files_and_both_are_read(tmp_path):
         ({"head_dim": 3}, "`head_dim` must be even"),
         ({"hidden_dropout": 1.0}, r"`hidden_dropout` must be in \[0, 1\)"),
         ({"sort_net": "attention"}, "`sort_net` must be one of"),
+        ({"attention_bias": "o"}, "`attention_bias` must be one of"),
         ({"sort_pooling": "max"}, "`sort_pooling` must be one of"),
         ({"causal_balancing": "none"}, "`causal_balancing` must be one of"),
         ({"sort_assignment": "argmax"}, "`sort_assignment` must be one of"),

@@ -17,6 +17,9 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     config._attn_implementation = "eager"
     model = SinkhornModel(config).double()
     attention = model.layers[0].self_attn.train(noise is not None)
+    for name, parameter in attention.named_parameters():
+        if name.endswith(("bias", "_norm.weight")):  # otherwise all of one value
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
     batch = 2 if attention_mask is None else len(attention_mask)
     x = torch.randn(batch, num_tokens, config.hidden_size, dtype=torch.double, requires_grad=True)
     if noise is True:
@@ -110,6 +113,8 @@ def test_every_sort_net(sort_net, pooling, is_decoder, assignment):
         {"num_key_value_heads": 1},
         {"num_key_value_heads": 4},
         {"head_dim": 6},
+        {"attention_bias": "qkv"},
+        {"attention_bias": "qkv", "qk_norm": True, "is_decoder": True, "sort_assignment": "hard"},
     ],
     ids=str,
 )

@@ -1,0 +1,307 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Conversion of pretrained decoders (design section 10): the weights of a Llama, Mistral, Qwen2 or Qwen3 model in a
+`SinkhornForCausalLM`, name by name, with sparse attention in the place of theirs.
+
+    source = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="auto")
+    model = convert(source, calibration=tokenizer(text, return_tensors="pt")["input_ids"])
+
+Beside the model: no folder with weights needs this module.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+try:  # any package
+    from .configuration_sinkhorn import KEY_SORT_NETS, SinkhornConfig
+    from .modeling_sinkhorn import SinkhornForCausalLM
+except ImportError:  # flat modules, as installed
+    from configuration_sinkhorn import KEY_SORT_NETS, SinkhornConfig
+    from modeling_sinkhorn import SinkhornForCausalLM
+
+
+# What differs between the families; everything else has the same names and meanings.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"attention_bias": False},
+    "qwen2": {"attention_bias": "qkv"},
+    "qwen3": {"qk_norm": True},
+}
+CARRIED_OVER = (
+    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
+    "max_position_embeddings initializer_range rms_norm_eps rope_parameters attention_dropout tie_word_embeddings "
+    "pad_token_id bos_token_id eos_token_id use_cache"
+).split()
+# What they have where their families allow it.
+OPTIONAL = ("head_dim", "attention_bias", "mlp_bias")
+# How a converted model reads, where nothing else is asked for.
+DEFAULTS = {
+    "sort_granularity": "token",
+    "sort_net": "index",
+    "index_head_dim": 16,
+    "sort_assignment": "hard",
+    "block_size": 64,
+    "num_sorted_blocks": 8,
+    "num_local_blocks": 2,
+    "num_sink_blocks": 1,
+    "sinkhorn_iterations": 0,
+    "gumbel_noise": False,
+    "is_decoder": True,
+}
+# What may be chosen: how attention reads, and what no weight depends on.
+CHOICES = (
+    "layer_types sort_granularity sort_net sort_assignment block_size num_sorted_blocks num_local_blocks "
+    "num_sink_blocks sinkhorn_iterations sinkhorn_temperature sort_capacity causal_balancing gumbel_noise "
+    "key_piece_size index_head_dim max_position_embeddings rope_parameters attention_dropout hidden_dropout "
+    "initializer_range use_cache"
+).split()
+LAYER_TYPES = ("sinkhorn_attention", "local_attention", "full_attention")
+# Fields of other architectures: where one of them says something, the weights mean more than they do here.
+WITHOUT_COUNTERPART = {
+    "attn_logit_softcapping": "attention logits are not capped here",
+    "final_logit_softcapping": "logits are not capped here",
+    "num_local_experts": "there are no experts here",
+    "num_experts": "there are no experts here",
+    "attention_sinks": "there are no learned sinks here",
+    "no_rope_layers": "every layer rotates its queries and keys here",
+    "kv_lora_rank": "keys and values are not compressed here",
+}
+RECORDING = "sinkhorn_calibration"
+STEPS = 300  # of descent, from a start that is near
+
+
+class ConversionError(ValueError):
+    """A model that cannot be carried over exactly; names the field and the cure."""
+
+
+# The configuration ----------------------------------------------------------------------------------------------------
+
+
+def converted_config(source: PreTrainedConfig, **choices: Any) -> SinkhornConfig:
+    """
+    The configuration of a converted model: that of `source`, `DEFAULTS`, and then `choices`.
+
+    Raises:
+        ConversionError: something cannot be carried over. `StrictDataclassError`: the choices do not work together.
+    """
+    check_source(source)
+    check_choices(choices)
+    fields = {name: getattr(source, name) for name in CARRIED_OVER}
+    fields |= {name: getattr(source, name) for name in OPTIONAL if getattr(source, name, None) is not None}
+    fields |= FAMILIES[source.model_type] | DEFAULTS
+    fields["rope_parameters"] = dict(source.rope_parameters)
+    width = getattr(source, "head_dim", None) or source.hidden_size // source.num_attention_heads
+    fields["index_head_dim"] = min(DEFAULTS["index_head_dim"], width)
+    return SinkhornConfig(**(fields | choices))
+
+
+def check_source(source: PreTrainedConfig) -> None:
+    """
+    Raises:
+        ConversionError: the model cannot be carried over exactly.
+    """
+    kind = source.model_type
+    if kind not in FAMILIES:
+        raise ConversionError(
+            f"`model_type` is '{kind}'; conversion knows {', '.join(FAMILIES)}. Other models can use this attention "
+            "only if their layers are those of one of these: then save them as such a model first."
+        )
+    quantization = getattr(source, "quantization_config", None)
+    if quantization is not None and _method(quantization) != "gguf":  # which the library turns into plain weights
+        raise ConversionError(
+            "`quantization_config`: the weights are quantized. Convert the model that they were made from, or "
+            "`model.dequantize()` and save it first."
+        )
+    window, length = getattr(source, "sliding_window", None), source.max_position_embeddings
+    windowed = window is not None and (kind == "mistral" or "sliding_attention" in (source.layer_types or ()))
+    if windowed and window < length:
+        raise ConversionError(
+            f"`sliding_window` is {window}, below `max_position_embeddings` ({length}): layers that see a window "
+            "cannot be carried over exactly. Convert a version without one (of Mistral: 0.2 or later), or lower "
+            "`max_position_embeddings` in its config.json to the window, within which nothing is hidden."
+        )
+    if getattr(source, "layer_types", None) and not {"full_attention", "sliding_attention"}.issuperset(
+        source.layer_types
+    ):
+        raise ConversionError(
+            f"`layer_types` holds {sorted(set(source.layer_types))}; only layers of full attention can be converted."
+        )
+    partial = (source.rope_parameters or {}).get("partial_rotary_factor") or getattr(
+        source, "partial_rotary_factor", None
+    )
+    if partial not in (None, 1):
+        raise ConversionError(
+            f"`partial_rotary_factor` is {partial}: part of a head is not rotated, and here all of it is. There is no "
+            "cure but a checkpoint that was trained with 1."
+        )
+    for name, why in WITHOUT_COUNTERPART.items():
+        if getattr(source, name, None):
+            raise ConversionError(
+                f"`{name}` is {getattr(source, name)!r}: {why}. If the weights do not use it, delete the field from "
+                "config.json."
+            )
+
+
+def check_choices(choices: dict[str, Any]) -> None:
+    """
+    Raises:
+        ConversionError: a field that the weights decide, or a setting for which they hold nothing.
+    """
+    fixed = sorted(set(choices) - set(CHOICES))
+    if fixed:
+        raise ConversionError(
+            f"`{fixed[0]}` cannot be chosen: the weights or the architecture decide it. Leave it out; what can be "
+            f"chosen is {', '.join(CHOICES)}."
+        )
+    sort_net = choices.get("sort_net", DEFAULTS["sort_net"])
+    if sort_net not in KEY_SORT_NETS:
+        raise ConversionError(
+            f"`sort_net='{sort_net}'` learns weights that a pretrained model does not have: use 'index' or 'keys', "
+            "which compare its own queries and keys."
+        )
+    unknown = sorted(set(choices.get("layer_types") or ()) - set(LAYER_TYPES))
+    if unknown:
+        raise ConversionError(
+            f"`layer_types` holds {unknown}; layers of a converted model can be {', '.join(LAYER_TYPES)}."
+        )
+
+
+def _method(quantization: Any) -> str:
+    name = quantization.get("quant_method") if isinstance(quantization, dict) else quantization.quant_method
+    return str(getattr(name, "value", name))
+
+
+# The model ------------------------------------------------------------------------------------------------------------
+
+
+def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choices: Any) -> SinkhornForCausalLM:
+    """
+    A converted model, in evaluation mode. It shares its weights with `source`.
+
+    Args:
+        calibration: `(B, L)` tokens of a text, from which `sort_net="index"` learns what it compares.
+        choices: fields of `SinkhornConfig`, as `num_sorted_blocks=4`.
+
+    Raises:
+        ConversionError: something cannot be carried over, or there is no text to calibrate an index on.
+    """
+    config = converted_config(source.config, **choices)
+    indexed = config.sort_net == "index" and "sinkhorn_attention" in config.layer_types
+    if indexed and calibration is None:
+        raise ConversionError(
+            "`sort_net='index'` is calibrated on a text: give the tokens of one as `calibration`, or use "
+            "`sort_net='keys'`, which needs none."
+        )
+    with torch.device("meta"), no_init_weights():
+        model = SinkhornForCausalLM(config)
+    # Frequencies are computed, not stored, so they are missing in what is loaded.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    weights = source.state_dict()
+    if indexed:
+        weights |= index_projections(source, calibration, config)
+    loaded = model.load_state_dict(weights, strict=False, assign=True)
+    model.config.dtype = source.dtype
+    model.tie_weights()
+    missing = set(loaded.missing_keys) - (set(model.all_tied_weights_keys) if config.tie_word_embeddings else set())
+    if missing or loaded.unexpected_keys:
+        names = sorted(missing) or loaded.unexpected_keys
+        raise ConversionError(
+            f"The weights do not fit the configuration: {'missing' if missing else 'left over'} are {names[:3]} "
+            f"({len(names)} in all). The architecture of this checkpoint is not that of `model_type="
+            f"'{source.config.model_type}'`."
+        )
+    if source.generation_config is not None:
+        model.generation_config = source.generation_config
+    return model.eval()
+
+
+# The index ------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornConfig) -> dict[str, Tensor]:
+    """The `index_proj` `(G, D, r)` of each layer that sorts, by its name in the state dict."""
+    moments = query_key_moments(source, tokens)
+    layers = [layer for layer, kind in enumerate(config.layer_types) if kind == "sinkhorn_attention"]
+    # All layers at once: one small problem after the other would take many times as long.
+    query, key = (torch.cat(parts) for parts in zip(*(moments[layer] for layer in layers)))
+    directions = index_directions(query, key, config.index_head_dim).to(source.dtype)
+    return {
+        f"model.layers.{layer}.self_attn.sort_net.index_proj": projection.clone()
+        for layer, projection in zip(layers, directions.split(config.num_key_value_heads))
+    }
+
+
+@torch.no_grad()
+def query_key_moments(source: PreTrainedModel, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
+    """
+    Second moments `(G, D, D)` of the rotated queries and keys of each layer, in float64, as `source` reads `tokens`
+    `(B, L)`, one row at a time.
+    """
+    moments: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def record(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
+        grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (1, G, r * L, D)
+        new = tuple(_second_moment(x[0]) for x in (grouped, key))
+        old = moments.get(module.layer_idx)
+        moments[module.layer_idx] = new if old is None else tuple(a + b for a, b in zip(old, new))
+        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+
+    AttentionInterface.register(RECORDING, record)
+    AttentionMaskInterface.register(RECORDING, sdpa_mask)
+    before, training = source.config._attn_implementation, source.training
+    source.set_attn_implementation(RECORDING)
+    source.eval()
+    try:
+        for row in tokens.to(source.device):
+            source.base_model(row.unsqueeze(0), use_cache=False)
+    finally:
+        source.set_attn_implementation(before)
+        source.train(training)
+    return moments
+
+
+def index_directions(query: Tensor, key: Tensor, width: int) -> Tensor:
+    """
+    `U` `(n, D, r)` of `n` heads for which `<U^T q, U^T k>` is nearest to `<q, k>` in the mean square, of queries and keys that are
+    drawn apart with these second moments `(n, D, D)`. Keys are not centred: a difference from their mean, and the mean,
+    which many tokens share, would need directions of their own.
+    """
+    query, key = (x / x.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] for x in (query, key))
+    query_root, query_inverse = _roots(query)
+    key_root, _ = _roots(key)
+    # The first ones of the geometric mean of both moments: exact where they have the same axes.
+    between, _ = _roots(query_inverse @ key @ query_inverse)
+    start = torch.linalg.eigh(query_root @ between @ query_root)[1][..., -width:]
+    directions = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([directions], lr=0.01)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    whole = (query_root @ key_root).square().sum((1, 2))
+    identity = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            left = query_root @ (identity - directions @ directions.mT) @ key_root
+            optimizer.zero_grad()
+            (left.square().sum((1, 2)) / whole).sum().backward()
+            optimizer.step()
+            schedule.step()
+    return directions.detach().float()
+
+
+def _roots(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """The square root of symmetric matrices `(n, D, D)`, and its inverse."""
+    values, axes = torch.linalg.eigh(moments)
+    values = values.clamp(min=1e-9).sqrt()
+    return (axes * values.unsqueeze(1)) @ axes.mT, (axes / values.unsqueeze(1)) @ axes.mT
+
+
+def _second_moment(x: Tensor) -> Tensor:
+    x = x.double()
+    return x.mT @ x / x.shape[1]
