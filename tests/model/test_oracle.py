@@ -35,6 +35,7 @@ def settings(**overrides):
         "block_size": 4,
         "max_position_embeddings": 64,
         "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
         "is_decoder": False,
         "sort_granularity": "token",
         "sort_assignment": "hard",
