@@ -2,7 +2,9 @@
 """The JSON file of an evaluation: what is in it is not measured again, so that a run resumes where it broke off."""
 
 import json
+import re
 from collections.abc import Iterable
+from math import exp
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,7 +21,9 @@ class Results:
         self.models: dict[str, dict[str, Any]] = {}
         if path.is_file():
             try:
-                self.models = json.loads(path.read_text(encoding="utf-8"))["models"]
+                saved = json.loads(path.read_text(encoding="utf-8"))
+                # A file has its keys in the order of the alphabet; the first model is the one that others are compared with.
+                self.models = {label: saved["models"][label] for label in saved["labels"]}
             except (ValueError, KeyError):
                 raise UserError(f"--results {path} is no file of this program: name another, or delete it.") from None
 
@@ -40,9 +44,10 @@ class Results:
 
     def put(self, label: str, case: str, value: dict[str, Any]) -> None:
         self.models[label]["measured"][case] = value
-        write_json(
-            self.path, {**provenance(), "command": command(), "models": self.models, "summary": summary(self.models)}
-        )
+        content = {"labels": list(self.models), "models": self.models, "summary": summary(self.models)}
+        # Of a folder anywhere on this machine its name says enough.
+        flags = [re.sub(r"(^|=)/[^?,]*/", r"\1", flag) for flag in command()]
+        write_json(self.path, {**provenance(), "command": flags, **content})
 
 
 def summary(models: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -90,8 +95,6 @@ def _means(values: list[dict[str, float]]) -> dict[str, float]:
 
 def perplexity(texts: Iterable[dict[str, Any]], part: int | None = None) -> float:
     """Of all tokens together, or of one part of each text."""
-    from math import exp
-
     parts = slice(None) if part is None else slice(part, part + 1)
     texts = list(texts)
     nats, tokens = (sum(sum(text[name][parts]) for text in texts) for name in ("nats", "tokens"))

@@ -155,7 +155,7 @@ def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
     assert found["passkey/300"]["number"] == 2 and set(found["passkey/300"]["depths"]) == {"0.2", "0.8"}
     assert found["cost/500"]["token_milliseconds"] > 0 and found["cost/500"]["prefill_megabytes"] >= 0
     assert first["models"]["source"]["description"]["model"] == "llama"
-    assert str(tmp_path) not in json.dumps(first["models"])
+    assert str(tmp_path) not in json.dumps(first)
     assert (tmp_path / "long.png").stat().st_size > 1000
 
     def not_again(*arguments):
@@ -172,7 +172,8 @@ def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
         "cost",
     )
     again = json.loads((tmp_path / "long.json").read_text(encoding="utf-8"))
-    assert again["models"]["ours"] == first["models"]["ours"]
+    assert again["models"]["ours"] == first["models"]["ours"] and again["labels"] == ["source", "ours", "window"]
+    assert again["summary"]["source"]["worst_text"] == 1  # still the one that others are compared with
     assert again["summary"]["window"]["cost/500"]["keys_read"] == 20
     with pytest.raises(SystemExit, match="results of another model by the label 'source'"):
         run_script(monkeypatch, "evaluate_long_context.py", *flags[:-2], f"source={ours}", "--tasks", "cost")
