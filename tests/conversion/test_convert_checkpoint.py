@@ -158,6 +158,7 @@ def test_weights_are_stored_in_the_type_that_they_had(source, tmp_path, monkeypa
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
+@pytest.mark.slow  # 9 s for what the tests of the Hub do with other folders
 def test_it_can_be_pushed(converted):
     """In a process of its own, as the folder is tried with the code that it comes with."""
     command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), "--model_folder", str(converted)]

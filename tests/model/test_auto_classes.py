@@ -27,6 +27,7 @@ from transformers import (
 
 import modeling_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
+from helpers import BESIDE_THE_MODEL
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,8 +39,6 @@ AUTO_CLASSES = {
     "SinkhornForSequenceClassification": AutoModelForSequenceClassification,
     "SinkhornForTokenClassification": AutoModelForTokenClassification,
 }
-# Modules that use the model, and that no model needs.
-BESIDE_THE_MODEL = {"conversion_sinkhorn"}
 TEXTS = ["The state of the Union is strong.", "Peace, commerce, and honest friendship with all nations."]
 
 
