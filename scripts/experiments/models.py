@@ -35,7 +35,8 @@ for _sort_net in ("bilinear", "keys", "index"):  # each token reads the two bloc
     SINKHORN_VARIANTS[f"token_{_sort_net}"] = _routes | {"sinkhorn_iterations": 0}
     SINKHORN_VARIANTS[f"token_{_sort_net}_balanced"] = _routes
 SINKHORN_VARIANTS["token_index_one"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 1}
-SINKHORN_VARIANTS["token_index_four"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 4}
+for _sort_net in ("keys", "index"):
+    SINKHORN_VARIANTS[f"token_{_sort_net}_four"] = SINKHORN_VARIANTS[f"token_{_sort_net}"] | {"num_sorted_blocks": 4}
 PEERS = ("longformer", "bigbird")
 REFERENCE = "soft"
 
