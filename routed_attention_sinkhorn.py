@@ -30,7 +30,7 @@ except ImportError:  # flat modules, as installed
 ROWS_OF_TILE = 64
 TILES_AT_ONCE = {"cpu": 64, "cuda": 2**15}
 # Numbers of partial outputs in memory at a time. The more queries at a time, the fuller the tiles.
-MAX_PARTIAL_OUTPUTS = {"cpu": 2**24, "cuda": 2**28}
+MAX_PARTIAL_OUTPUTS = {"cpu": 2**22, "cuda": 2**28}
 # Numbers of gathered keys of the plain way.
 MAX_GATHERED = {"cpu": 2**22, "cuda": 2**27}
 
@@ -145,7 +145,7 @@ class _AttentionByBlock(torch.autograd.Function):
             ctx.pairs.append(pairs)
             scores = work.always_scores(rows)
             top = scores.amax(-1, keepdim=True)
-            scores = scores.sub_(top).exp_()
+            scores = scores.sub_(top).exp2_()
             total = scores.sum(-1, keepdim=True)
             attended = torch.bmm(scores.to(query.dtype), work.always_value[rows].flatten(0, 1))
             # (c, G, Q, r, ...) of the always read keys, and (slots, r, ...) of the chosen ones
@@ -155,15 +155,17 @@ class _AttentionByBlock(torch.autograd.Function):
                 missing = ~pairs.chosen[..., None, None]
                 tops = part_top[pairs.slot].masked_fill_(missing, -math.inf)  # (c, G, Q, S, r, 1)
                 best = torch.maximum(tops.amax(3), top)
-                scale = (tops - best.unsqueeze(3)).exp_()
-                own_scale = (top - best).exp_()
+                scale = (tops - best.unsqueeze(3)).exp2_()
+                own_scale = (top - best).exp2_()
                 total = total * own_scale + (part_total[pairs.slot] * scale).sum(3)
                 attended = attended * own_scale.to(query.dtype)
+                one = torch.empty_like(attended)
                 for s in range(pairs.slot.shape[-1]):
-                    attended.addcmul_(part_output[pairs.slot[..., s]], scale[:, :, :, s].to(query.dtype))
+                    torch.index_select(part_output, 0, pairs.slot[..., s].flatten(), out=one.view(-1, *one.shape[3:]))
+                    attended.addcmul_(one, scale[:, :, :, s].to(query.dtype))
                 top = best
             output[rows] = attended.div_(total.to(query.dtype))
-            log_sum[rows] = (top + total.log()).squeeze(-1)
+            log_sum[rows] = (top + total.log2()).squeeze(-1)
         ctx.save_for_backward(
             query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask, output, log_sum
         )
@@ -222,8 +224,11 @@ class _AttentionByBlock(torch.autograd.Function):
 def _backward_of_softmax(
     scores: Tensor, upstream: Tensor, values: Tensor, log_sum: Tensor, delta: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scores `(*, rows, keys)` to weights and the gradient of the scores. `log_sum` and `delta` `(*, rows)`."""
-    weights = scores.sub(log_sum.unsqueeze(-1)).exp_()
+    """
+    Scores `(*, rows, keys)`, which are overwritten, to weights and the gradient of `e`'s scores. `log_sum` and `delta`
+    `(*, rows)`.
+    """
+    weights = scores.sub_(log_sum.unsqueeze(-1)).exp2_()
     grad = torch.bmm(upstream, values.mT).to(weights.dtype).sub_(delta.unsqueeze(-1)).mul_(weights)
     return weights.to(upstream.dtype), grad.to(upstream.dtype)
 
@@ -249,6 +254,8 @@ class _Work:
         self.groups, self.num_blocks = key.shape[1:3]
         self.repeats = heads // self.groups
         self.scaling = scaling
+        # Scores are to the base 2: processors take powers of 2 in half the time of those of e.
+        self.scaling_of_powers = scaling / math.log(2)
         self.precise = torch.promote_types(query.dtype, torch.float32)
         self.query = self.from_query(query)
         self.key, self.value = (x.reshape(-1, *x.shape[3:]) for x in (key, value))
@@ -294,7 +301,7 @@ class _Work:
     def always_scores(self, rows: slice) -> Tensor:
         """`(c * G, Q * r, K)`."""
         scores = torch.bmm(self.flat(self.query[rows]), self.always_key[rows].flatten(0, 1).mT)
-        scores = scores.to(self.precise).mul_(self.scaling)
+        scores = scores.to(self.precise).mul_(self.scaling_of_powers)
         if self.always_mask is not None:
             self.by_query(scores).masked_fill_(~self.always_mask[rows], torch.finfo(scores.dtype).min)
         return scores
@@ -337,7 +344,7 @@ class _Work:
             numbers, blocks = pairs.query_of_slot[tiles].flatten(), pairs.block_of_tile[tiles]
             query = queries.index_select(0, numbers).view(len(blocks), -1, self.width)
             key, value = (x.index_select(0, blocks) for x in (self.key, self.value))
-            scores = torch.bmm(query, key.mT).to(self.precise).mul_(self.scaling)
+            scores = torch.bmm(query, key.mT).to(self.precise).mul_(self.scaling_of_powers)
             if self.filled is not None:
                 block = blocks % self.num_blocks
                 filled = self.filled[blocks // (self.groups * self.num_blocks), block]  # (tiles, b)
@@ -350,12 +357,12 @@ class _Work:
         num_places = pairs.query_of_slot.numel()
         tops, totals = self.query.new_empty(2, num_places, self.repeats, 1, dtype=self.precise)
         outputs = self.query.new_empty(num_places, self.repeats, self.width)
-        for places, _, _, _, value, scores in self.tiles(rows, pairs):
+        for places, _, query, _, value, scores in self.tiles(rows, pairs):
             top = scores.amax(-1, keepdim=True)
-            scores = scores.sub_(top).exp_()
+            scores = scores.sub_(top).exp2_()
             tops[places] = top.view(-1, self.repeats, 1)
             totals[places] = scores.sum(-1, keepdim=True).view(-1, self.repeats, 1)
-            outputs[places] = torch.bmm(scores.to(value.dtype), value).view(-1, self.repeats, self.width)
+            torch.bmm(scores.to(value.dtype), value, out=outputs[places].view(query.shape))
         return tops, totals, outputs
 
     def backward_of_tiles(
@@ -376,7 +383,7 @@ class _Work:
             shape = len(blocks), self.tile * self.repeats
             own = upstream.index_select(0, numbers).view(*shape, self.width)
             sums = log_sum.index_select(0, numbers).masked_fill_(~is_pair[places].unsqueeze(-1), math.inf).view(shape)
-            kept = scores.clone() if needs_weight else None
+            kept = scores * math.log(2) if needs_weight else None
             weights, grad = _backward_of_softmax(scores, own, value, sums, delta.index_select(0, numbers).view(shape))
             grad_value.index_add_(0, blocks, torch.bmm(weights.mT, own).to(grad_value.dtype))
             grad_key.index_add_(0, blocks, torch.bmm(grad.mT, query).mul_(self.scaling).to(grad_key.dtype))

@@ -27,8 +27,10 @@ except ImportError:  # flat modules, as installed
     from sorting_sinkhorn import HardSort, hard_assignment
 
 
-# Scores in memory at a time, of all heads and rows of the batch. A cache of a processor holds some of them.
+# Scores, and numbers of a plan, in memory at a time, of all heads and rows of the batch. A cache of a processor holds
+# some of them.
 MAX_SCORES = {"cpu": 2**21, "cuda": 2**26}
+MAX_OF_PLAN = {"cpu": 2**22, "cuda": 2**26}
 
 
 class BlockScores(NamedTuple):
@@ -41,49 +43,61 @@ class BlockScores(NamedTuple):
     @property
     def size(self) -> int:
         """Scores of one query, of all rows of the batch."""
-        return self.columns.shape[0] * self.columns.shape[1] * self.columns.shape[2]
+        return self.columns.shape[:3].numel()
 
-    def logits(self, queries: slice, num_blocks: int) -> Tensor:
+    @property
+    def per_block(self) -> int:
+        """Of them for each number of the plan."""
+        return 1
+
+    def logits(self, queries: slice, num_blocks: int, num_seen: int) -> Tensor:
         return self.rows[:, :, queries] @ self.columns[:, :, :num_blocks].mT * self.scaling
 
 
 class KeyScores(NamedTuple):
     """Queries are compared with keys (`"keys"`, `"index"`)."""
 
-    query: Tensor  # (B, G, r, n, C)
+    query: Tensor  # (B, G, r, n, C), scaled to the base 2
     pieces: Tensor  # (B, G, N, p, C)
-    log_lengths: Tensor | float  # of the pieces, (B or 1, N, p); one number where all are full
+    log_lengths: Tensor | float  # to the base 2, of the pieces, (B or 1, N, p); one number where all are full
     own_key: Tensor | None  # (B, G, n, C), of causal queries: `prefix_means`
     slot: Tensor  # (B or 1, n) where the queries stand
     piece_size: int
     same_document: Tensor | None  # (B, M, N) of packed rows: blocks of one document
-    scaling: float
 
     @property
     def size(self) -> int:
-        return self.query.shape[0] * self.query.shape[1] * self.query.shape[2] * self.pieces.shape[2:4].numel()
+        return self.query.shape[:3].numel() * self.pieces.shape[2:4].numel()
 
-    def shares(self, queries: slice, num_blocks: int) -> Tensor:
-        """`(B, G, n, N)`."""
-        query, slot, visible, own = self.query[:, :, :, queries], self.slot[:, queries], None, None
+    @property
+    def per_block(self) -> int:
+        return self.query.shape[2] * self.pieces.shape[3]
+
+    def shares(self, queries: slice, num_blocks: int, num_seen: int = 0) -> Tensor:
+        """`(B, G, n, N)`. Each of these queries sees the first `num_seen` blocks whole."""
+        query, slot, hidden, own = self.query[:, :, :, queries], self.slot[:, queries], None, None
         per_block = self.pieces.shape[3]
         if self.own_key is not None:
-            own = own_scores(query, self.own_key[:, :, queries], slot, self.piece_size, self.scaling)
-            piece = torch.arange(num_blocks * per_block, device=slot.device)
-            visible = (piece < (slot // self.piece_size).unsqueeze(-1))[:, None, None]
+            piece = torch.arange(num_seen * per_block, num_blocks * per_block, device=slot.device)
+            own_piece = (slot // self.piece_size).unsqueeze(-1)
+            if self.piece_size == 1:  # the query's own is among the pieces
+                hidden = (piece > own_piece)[:, None, None]
+            else:
+                hidden = (piece >= own_piece)[:, None, None]
+                own = own_scores(query, self.own_key[:, :, queries], slot, self.piece_size)
         if self.same_document is not None:
             per_query = self.query.shape[3] // self.same_document.shape[1]
             blocks = slice(queries.start // per_query, queries.stop // per_query)
-            same = self.same_document[:, blocks, :num_blocks].repeat_interleave(per_query, dim=1)
-            same = same.repeat_interleave(per_block, dim=2)[:, None, None]
-            visible = same if visible is None else visible & same
+            other = ~self.same_document[:, blocks, num_seen:num_blocks].repeat_interleave(per_query, dim=1)
+            other = other.repeat_interleave(per_block, dim=2)[:, None, None]
+            hidden = other if hidden is None else hidden | other
         log_lengths = self.log_lengths
         if isinstance(log_lengths, Tensor):
             log_lengths = log_lengths[:, :num_blocks].flatten(1)[:, None, None, None]
-        return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, visible, own, self.scaling)
+        return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, hidden, own)
 
-    def logits(self, queries: slice, num_blocks: int) -> Tensor:
-        return log_shares(self.shares(queries, num_blocks))
+    def logits(self, queries: slice, num_blocks: int, num_seen: int = 0) -> Tensor:
+        return log_shares(self.shares(queries, num_blocks, num_seen))
 
 
 Scores = BlockScores | KeyScores
@@ -149,23 +163,24 @@ def route(
         The choice, `(B, G, n, S)`, and with `keeps_plan` the plan `(B, G, n, N)`.
     """
     num_destinations, num_blocks = routing.candidates.shape[-2:]
+    device = routing.slot.device
     per_block = routing.slot.shape[1] // num_destinations
     causal = routing.causal
     in_parts = not torch.compiler.is_compiling()  # a graph is for any length: it has one part, and guards no size
+    grows = routing.from_start and causal and in_parts  # later queries see more blocks
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
     def logits_of(blocks: slice) -> Tensor:
-        queries, limit = slice(blocks.start * per_block, blocks.stop * per_block), num_blocks
-        if routing.from_start and causal and in_parts:
-            limit = blocks.stop
-        with maybe_autocast(device_type=routing.slot.device.type, enabled=False):
-            return perturb(scores.logits(queries, limit))
+        queries = slice(blocks.start * per_block, blocks.stop * per_block)
+        limit, num_seen = (blocks.stop, blocks.start) if grows else (num_blocks, 0)
+        with maybe_autocast(device_type=device.type, enabled=False):
+            return perturb(scores.logits(queries, limit, num_seen))
 
     def choose(
         logits: Tensor, blocks: slice, columns: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, list[Tensor]]:
         limit = logits.shape[-1]
-        with maybe_autocast(device_type=logits.device.type, enabled=False):
+        with maybe_autocast(device_type=device.type, enabled=False):
             candidates = _of_queries(routing, blocks, per_block)[..., :limit]
             before = None if columns is None else columns[..., :limit]
             bound = _bound(routing, blocks, per_block, logits.dtype)[..., :limit] * capacity if iterations else None
@@ -175,27 +190,26 @@ def route(
             sums = [x[:, :, -1:] for x in sums]
         return *choice, _fit(plan, num_blocks) if keeps_plan else None, [_fit(x, num_blocks) for x in sums]
 
-    def part(blocks: slice, columns: Tensor | None):
-        return choose(logits_of(blocks), blocks, columns)
-
     def run(function: Callable, *arguments: Any) -> Any:
         # Computed again for the backward pass, which needs none of the scores then.
         return checkpoint(function, *arguments, use_reentrant=False) if tracks and in_parts else function(*arguments)
 
-    all_blocks = list(slices(scores, num_destinations, per_block))
-    if iterations > 0 and not causal:  # balances all rows at once
-        logits = [run(logits_of, blocks) for blocks in all_blocks]
-        logits = logits[0] if len(logits) == 1 else torch.cat(logits, dim=2)
-        parts = [run(choose, logits, slice(0, num_destinations), None)[:4]]
-    else:
-        parts = []
-        for blocks in all_blocks:
-            *made, sums = run(part, blocks, columns)
-            if sums:
-                columns = torch.stack([x[:, :, -1] for x in sums], dim=2)
-            if keep_sums is not None:
-                keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), torch.stack(sums, dim=3))
-            parts.append(made)
+    # Balancing in both directions needs the whole plan. Otherwise it is made in parts, each of which is large enough
+    # for the many small steps of a choice, and its scores in smaller ones, which stay in a processor's cache.
+    everything = slice(0, num_destinations)
+    plan_of_query = scores.size // scores.per_block
+    whole = iterations > 0 and not causal
+    parts = []
+    for blocks in [everything] if whole else slices(plan_of_query, MAX_OF_PLAN, everything, per_block, device):
+        logits = [run(logits_of, some) for some in slices(scores.size, MAX_SCORES, blocks, per_block, device)]
+        limit = logits[-1].shape[-1]
+        logits = logits[0] if len(logits) == 1 else torch.cat([_fit(x, limit) for x in logits], dim=2)
+        *made, sums = run(choose, logits, blocks, columns)
+        if sums and causal:
+            columns = torch.stack([x[:, :, -1] for x in sums], dim=2)
+        if keep_sums is not None:
+            keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), torch.stack(sums, dim=3))
+        parts.append(made)
     if len(parts) == 1:
         index, chosen, weight, plan = parts[0]
     else:
@@ -204,15 +218,17 @@ def route(
     return HardSort(index, chosen, weight), plan
 
 
-def slices(scores: Scores, num_destinations: int, per_block: int) -> Iterator[slice]:
-    """Parts of the blocks of queries; one in a graph, which is for any length."""
+def slices(size: int, most: dict[str, int], blocks: slice, per_block: int, device: torch.device) -> Iterator[slice]:
+    """
+    Parts of the blocks of queries, with up to `most` numbers each on the kind of device, where a query has `size`; one
+    in a graph, which is for any length.
+    """
     if torch.compiler.is_compiling():
-        yield slice(0, num_destinations)
+        yield blocks
         return
-    most = MAX_SCORES.get(scores[0].device.type, MAX_SCORES["cuda"])
-    size = max(1, most // (scores.size * per_block))
-    for start in range(0, num_destinations, size):
-        yield slice(start, min(start + size, num_destinations))
+    step = max(1, most.get(device.type, most["cuda"]) // (size * per_block))
+    for start in range(blocks.start, blocks.stop, step):
+        yield slice(start, min(start + step, blocks.stop))
 
 
 def _of_queries(routing: Routing, blocks: slice, per_block: int) -> Tensor:

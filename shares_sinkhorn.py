@@ -4,6 +4,8 @@ How much of a query's attention would fall to each block, estimated from few num
 of the SortNets `"keys"` and `"index"`, as pure functions. A block's keys stand in `p` pieces, each with its mean key;
 the pieces of `"index"` are single tokens, in few dimensions.
 
+Scores and logarithms of numbers of tokens are to the base 2: processors take powers of 2 in half the time of those of e.
+
 Shape letters as in `sorting_sinkhorn.py`; `r = H / G` query heads per key/value head, `n` queries, `p` pieces per
 block, `C` dimensions in which queries and keys are compared.
 """
@@ -31,9 +33,13 @@ def piece_means(key: Tensor, filled: Tensor | None, piece_size: int) -> Tensor:
     return pieces.masked_fill(~filled, 0).sum(4) / filled.sum(4).clamp(min=1)
 
 
-def piece_lengths(filled: Tensor, piece_size: int) -> Tensor:
-    """`(B or 1, N, b)` bool, slots that hold a token, to the tokens of each piece, `(B or 1, N, p)`."""
-    return filled.unflatten(2, (-1, piece_size)).sum(-1)
+def log_piece_lengths(filled: Tensor, piece_size: int, dtype: torch.dtype) -> Tensor:
+    """
+    `(B or 1, N, b)` bool, slots that hold a token, to the logarithm of the tokens of each piece, `(B or 1, N, p)`:
+    the lowest number, and finite, for none.
+    """
+    lengths = filled.unflatten(2, (-1, piece_size)).sum(-1).to(dtype)
+    return lengths.log2().clamp(min=torch.finfo(dtype).min)
 
 
 def prefix_means(key: Tensor, piece_size: int) -> Tensor:
@@ -45,61 +51,59 @@ def prefix_means(key: Tensor, piece_size: int) -> Tensor:
     return (pieces.cumsum(4) / count).flatten(3, 4)
 
 
-def own_scores(query: Tensor, own_key: Tensor, slot: Tensor, piece_size: int, scaling: float) -> Tensor:
+def own_scores(query: Tensor, own_key: Tensor, slot: Tensor, piece_size: int) -> Tensor:
     """
     Of a causal query with the piece that it stands in, up to itself.
 
     Args:
-        query: `(B, G, r, n, C)`.
+        query: `(B, G, r, n, C)`, scaled to the base 2.
         own_key: `(B, G, n, C)`, `prefix_means` at the queries.
         slot: `(B or 1, n)`, where the queries stand.
 
     Returns:
         `(B, G, r, n, 1)`, with the logarithm of the number of tokens.
     """
-    scores = (query * own_key.unsqueeze(2)).sum(-1, keepdim=True) * scaling
-    if piece_size == 1:
-        return scores
-    return scores + (slot % piece_size + 1).to(scores.dtype).log()[:, None, None, :, None]
+    scores = (query * own_key.unsqueeze(2)).sum(-1, keepdim=True)
+    return scores + (slot % piece_size + 1).to(scores.dtype).log2()[:, None, None, :, None]
 
 
 def block_shares(
     query: Tensor,
     pieces: Tensor,
     log_lengths: Tensor | float,
-    visible: Tensor | None,
+    hidden: Tensor | None,
     own: Tensor | None,
-    scaling: float,
 ) -> Tensor:
     """
     The share of each block in the softmax of a query, mean over the query heads of a key/value head.
 
     Args:
-        query: `(B, G, r, n, C)`.
+        query: `(B, G, r, n, C)`, scaled to the base 2.
         pieces: `(B, G, N, p, C)`, mean keys.
-        log_lengths: logarithms of the tokens of each piece, broadcastable to `(B, 1, 1, n, N * p)`.
-        visible: bool, broadcastable to the same; `None` for all.
+        log_lengths: logarithms of the tokens of each piece, broadcastable to `(B, 1, 1, n, N * p)`; 0.0 for single
+            tokens.
+        hidden: bool, broadcastable to the same with fewer pieces, the last ones; `None` where all are visible.
         own: `own_scores`, of what the query sees beside these pieces; `None` for nothing.
 
     Returns:
         `(B, G, n, N)`. They sum to 1, less the share of `own`.
     """
-    num_blocks, per_block = pieces.shape[2:4]
-    batch, heads, repeats, num_queries = query.shape[:4]
-    scores = query.flatten(2, 3) @ pieces.flatten(2, 3).mT
-    scores = scores.view(batch, heads, repeats, num_queries, num_blocks * per_block) * scaling + log_lengths
-    if visible is not None:
-        scores = scores.masked_fill(~visible, float("-inf"))
+    # Most of the time that routing takes on long texts is spent here: few passes, and in place.
+    scores = (query.flatten(2, 3) @ pieces.flatten(2, 3).mT).unflatten(2, query.shape[2:4])
+    if isinstance(log_lengths, Tensor) or log_lengths != 0.0:
+        scores = scores + log_lengths
+    if hidden is not None:
+        # Finite, so that a query without a token gets no NaN.
+        lowest = torch.finfo(scores.dtype).min
+        scores[..., scores.shape[-1] - hidden.shape[-1] :].masked_fill_(hidden, lowest)
     top = scores.detach().amax(-1, keepdim=True)
     if own is not None:
         top = torch.maximum(top, own.detach())
-    top = top.clamp(min=torch.finfo(scores.dtype).min)  # a query without a token sees nothing
-    weights = (scores - top).exp()
-    by_block = weights.unflatten(-1, (num_blocks, per_block)).sum(-1)
-    total = weights.sum(-1, keepdim=True)
+    by_block = scores.sub_(top).exp2_().unflatten(-1, pieces.shape[2:4]).sum(-1)
+    total = by_block.sum(-1, keepdim=True)
     if own is not None:
-        total = total + (own - top).exp()
-    return (by_block / total.clamp_min(SMALLEST_SHARE)).mean(2)
+        total = total + (own - top).exp2()
+    return (by_block / total).mean(2)
 
 
 def log_shares(shares: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout
-    from .routing_sinkhorn import BlockScores, KeyScores, slices
-    from .shares_sinkhorn import log_shares, piece_lengths, piece_means, prefix_means
+    from .routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
+    from .shares_sinkhorn import log_shares, log_piece_lengths, piece_means, prefix_means
     from .sorting_sinkhorn import (
         block_means,
         block_sums,
@@ -32,8 +32,8 @@ except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout
-    from routing_sinkhorn import BlockScores, KeyScores, slices
-    from shares_sinkhorn import log_shares, piece_lengths, piece_means, prefix_means
+    from routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
+    from shares_sinkhorn import log_shares, log_piece_lengths, piece_means, prefix_means
     from sorting_sinkhorn import (
         block_means,
         block_sums,
@@ -168,11 +168,11 @@ class SinkhornSortNet(nn.Module):
             slot: `(B or 1, n)` where the queries stand.
             filled: `(B or 1, N, b)`, slots of keys that hold a token; `None` for all.
         """
-        lengths: Tensor | float = math.log(self.piece_size)
+        lengths: Tensor | float = math.log2(self.piece_size)
         if filled is not None:
-            lengths = piece_lengths(filled, self.piece_size).to(query.dtype).log()
-        scaling = self.config.head_dim**-0.5
-        return KeyScores(query, pieces, lengths, own_key, slot, self.piece_size, same_document, scaling)
+            lengths = log_piece_lengths(filled, self.piece_size, query.dtype)
+        query = query * (self.config.head_dim**-0.5 / math.log(2))
+        return KeyScores(query, pieces, lengths, own_key, slot, self.piece_size, same_document)
 
     def scores_of_tokens(
         self, blocks: Tensor, query: Tensor, key: Tensor, layout: BlockLayout
@@ -212,7 +212,7 @@ class SinkhornSortNet(nn.Module):
             return first.logits(slice(0, grid.num_blocks), grid.num_blocks)
         scores = self._scores_of_keys(query, key, layout)
         parts = []
-        for blocks in slices(scores, grid.num_blocks, b):
+        for blocks in slices(scores.size, MAX_SCORES, slice(0, grid.num_blocks), b, key.device):
             shares = scores.shares(slice(blocks.start * b, blocks.stop * b), grid.num_blocks).unflatten(2, (-1, b))
             if grid.filled is None:
                 parts.append(shares.mean(3))
