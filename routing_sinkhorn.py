@@ -29,7 +29,7 @@ except ImportError:  # flat modules, as installed
 
 # Scores, and numbers of a plan, in memory at a time, of all heads and rows of the batch. A cache of a processor holds
 # some of them.
-MAX_SCORES = {"cpu": 2**21, "cuda": 2**26}
+MAX_SCORES = {"cpu": 2**20, "cuda": 2**26}
 MAX_OF_PLAN = {"cpu": 2**22, "cuda": 2**26}
 
 
@@ -87,9 +87,9 @@ class KeyScores(NamedTuple):
                 own = own_scores(query, self.own_key[:, :, queries], slot, self.piece_size)
         if self.same_document is not None:
             per_query = self.query.shape[3] // self.same_document.shape[1]
-            blocks = slice(queries.start // per_query, queries.stop // per_query)
-            other = ~self.same_document[:, blocks, num_seen:num_blocks].repeat_interleave(per_query, dim=1)
-            other = other.repeat_interleave(per_block, dim=2)[:, None, None]
+            block = torch.arange(queries.start, queries.stop, device=slot.device) // per_query
+            other = ~self.same_document[:, block, num_seen:num_blocks].repeat_interleave(per_block, dim=2)
+            other = other[:, None, None]
             hidden = other if hidden is None else hidden | other
         log_lengths = self.log_lengths
         if isinstance(log_lengths, Tensor):
@@ -170,9 +170,10 @@ def route(
     grows = routing.from_start and causal and in_parts  # later queries see more blocks
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
-    def logits_of(blocks: slice) -> Tensor:
-        queries = slice(blocks.start * per_block, blocks.stop * per_block)
-        limit, num_seen = (blocks.stop, blocks.start) if grows else (num_blocks, 0)
+    def logits_of(queries: slice) -> Tensor:
+        limit, num_seen = num_blocks, 0
+        if grows:
+            limit, num_seen = -(-queries.stop // per_block), queries.start // per_block
         with maybe_autocast(device_type=device.type, enabled=False):
             return perturb(scores.logits(queries, limit, num_seen))
 
@@ -196,19 +197,19 @@ def route(
 
     # Balancing in both directions needs the whole plan. Otherwise it is made in parts, each of which is large enough
     # for the many small steps of a choice, and its scores in smaller ones, which stay in a processor's cache.
-    everything = slice(0, num_destinations)
-    plan_of_query = scores.size // scores.per_block
     whole = iterations > 0 and not causal
+    of_block = scores.size // scores.per_block * per_block
     parts = []
-    for blocks in [everything] if whole else slices(plan_of_query, MAX_OF_PLAN, everything, per_block, device):
-        logits = [run(logits_of, some) for some in slices(scores.size, MAX_SCORES, blocks, per_block, device)]
+    for blocks in slices(slice(0, num_destinations), 0 if whole else of_block, MAX_OF_PLAN, device):
+        queries = slice(blocks.start * per_block, blocks.stop * per_block)
+        logits = [run(logits_of, few) for few in slices(queries, scores.size, MAX_SCORES, device)]
         limit = logits[-1].shape[-1]
         logits = logits[0] if len(logits) == 1 else torch.cat([_fit(x, limit) for x in logits], dim=2)
         *made, sums = run(choose, logits, blocks, columns)
         if sums and causal:
             columns = torch.stack([x[:, :, -1] for x in sums], dim=2)
         if keep_sums is not None:
-            keep_sums(slice(blocks.start * per_block, blocks.stop * per_block), torch.stack(sums, dim=3))
+            keep_sums(queries, torch.stack(sums, dim=3))
         parts.append(made)
     if len(parts) == 1:
         index, chosen, weight, plan = parts[0]
@@ -218,17 +219,16 @@ def route(
     return HardSort(index, chosen, weight), plan
 
 
-def slices(size: int, most: dict[str, int], blocks: slice, per_block: int, device: torch.device) -> Iterator[slice]:
+def slices(whole: slice, size: int, most: dict[str, int], device: torch.device) -> Iterator[slice]:
     """
-    Parts of the blocks of queries, with up to `most` numbers each on the kind of device, where a query has `size`; one
-    in a graph, which is for any length.
+    Parts of `whole` with up to `most` numbers each on the kind of device, where one has `size`; one part in a graph,
+    which is for any length.
     """
-    if torch.compiler.is_compiling():
-        yield blocks
-        return
-    step = max(1, most.get(device.type, most["cuda"]) // (size * per_block))
-    for start in range(blocks.start, blocks.stop, step):
-        yield slice(start, min(start + step, blocks.stop))
+    step = whole.stop - whole.start
+    if size > 0 and not torch.compiler.is_compiling():
+        step = max(1, most.get(device.type, most["cuda"]) // size)
+    for start in range(whole.start, whole.stop, step):
+        yield slice(start, min(start + step, whole.stop))
 
 
 def _of_queries(routing: Routing, blocks: slice, per_block: int) -> Tensor:

@@ -19,7 +19,7 @@ try:  # a folder on the Hub, or any package
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout
     from .routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
-    from .shares_sinkhorn import log_shares, log_piece_lengths, piece_means, prefix_means
+    from .shares_sinkhorn import log_piece_lengths, log_shares, piece_means, prefix_means
     from .sorting_sinkhorn import (
         block_means,
         block_sums,
@@ -33,7 +33,7 @@ except ImportError:  # flat modules, as installed
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout
     from routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
-    from shares_sinkhorn import log_shares, log_piece_lengths, piece_means, prefix_means
+    from shares_sinkhorn import log_piece_lengths, log_shares, piece_means, prefix_means
     from sorting_sinkhorn import (
         block_means,
         block_sums,
@@ -212,7 +212,7 @@ class SinkhornSortNet(nn.Module):
             return first.logits(slice(0, grid.num_blocks), grid.num_blocks)
         scores = self._scores_of_keys(query, key, layout)
         parts = []
-        for blocks in slices(scores.size, MAX_SCORES, slice(0, grid.num_blocks), b, key.device):
+        for blocks in slices(slice(0, grid.num_blocks), scores.size * b, MAX_SCORES, key.device):
             shares = scores.shares(slice(blocks.start * b, blocks.stop * b), grid.num_blocks).unflatten(2, (-1, b))
             if grid.filled is None:
                 parts.append(shares.mean(3))

@@ -310,12 +310,12 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
             nn.functional.pad(scores, (0, missing), value=-1.0),
             nn.functional.pad(sort_matrix, (0, missing)),
         )
-    order = torch.arange(scores.shape[-1], device=scores.device)
+    order = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)  # half as wide as integers
     indices, bests = [], []
     for _ in range(num_sorted_blocks):
         best = scores.amax(-1, keepdim=True)
-        index = torch.where(scores >= best - TIE_TOLERANCE * best.abs(), order, scores.shape[-1]).amin(
-            -1, keepdim=True
+        index = (
+            torch.where(scores >= best - TIE_TOLERANCE * best.abs(), order, order[-1]).amin(-1, keepdim=True).long()
         )
         scores = scores.scatter(-1, index, -1.0)
         indices.append(index)
