@@ -139,17 +139,18 @@ class SinkhornSortNet(nn.Module):
     def compared_queries(self, query: Tensor) -> Tensor:
         """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`."""
         query = query.flatten(1, 2).unflatten(2, (self.config.num_key_value_heads, -1)).permute(0, 2, 3, 1, 4)
-        return self._compared(query)
+        return self.of_heads(query.flatten(2, 3)).unflatten(2, query.shape[2:4])
 
     def compared_keys(self, key: Tensor) -> Tensor:
         """`(B, G, N, b, D)` rotated keys to what is compared, `(B, G, N, b, C)`."""
-        return self._compared(key)
+        return self.of_heads(key.flatten(2, 3)).unflatten(2, key.shape[2:4])
 
-    def _compared(self, x: Tensor) -> Tensor:
+    def of_heads(self, x: Tensor) -> Tensor:
+        """Rotated queries or keys of heads, `(B, G, *, D)`, to what is compared of them, `(B, G, *, C)`."""
         if self.config.sort_net == "keys":
             return _at_least_float32(x.detach())
         with maybe_autocast(device_type=x.device.type, enabled=False):
-            return _at_least_float32(x) @ _at_least_float32(self.index_proj).unsqueeze(1)
+            return _at_least_float32(x) @ _at_least_float32(self.index_proj)
 
     def key_scores(
         self,

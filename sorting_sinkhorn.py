@@ -310,20 +310,35 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
             nn.functional.pad(scores, (0, missing), value=-1.0),
             nn.functional.pad(sort_matrix, (0, missing)),
         )
-    order = torch.arange(scores.shape[-1], device=scores.device, dtype=torch.float32)  # half as wide as integers
-    indices, bests = [], []
-    for _ in range(num_sorted_blocks):
-        best = scores.amax(-1, keepdim=True)
-        index = (
-            torch.where(scores >= best - TIE_TOLERANCE * best.abs(), order, order[-1]).amin(-1, keepdim=True).long()
-        )
-        scores = scores.scatter(-1, index, -1.0)
-        indices.append(index)
-        bests.append(best)
-    chosen = torch.cat(bests, dim=-1) >= 0
-    index = torch.cat(indices, dim=-1).masked_fill(~chosen, 0)
+    index, best = best_candidates(scores, num_sorted_blocks)
+    chosen = best >= 0
+    index = index.masked_fill(~chosen, 0)
     probability = sort_matrix.gather(-1, index)
     return HardSort(index, chosen, 1 + (probability - probability.detach()))
+
+
+def best_candidates(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """
+    The places `(B, G, n, number)` and values of the largest scores `(B, G, n, N)`, of those that are about equal the
+    first ones. Scores are not negative, except -1 where there is no candidate.
+    """
+    num_blocks = scores.shape[-1]
+    few = scores.numel() < 2**14 and number < num_blocks
+    if few and scores.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
+        # In one step, unless the last of them has equals; that is found out without waiting for a device.
+        values, places = scores.topk(number + 1)
+        last, next_one = values[..., -2], values[..., -1]
+        if not bool(((next_one >= last * (1 - TIE_TOLERANCE)) & (next_one >= 0)).any()):
+            return places[..., :-1], values[..., :-1]
+    order = torch.arange(num_blocks, device=scores.device, dtype=torch.float32)  # half as wide as integers
+    places, values = [], []
+    for _ in range(number):
+        best = scores.amax(-1, keepdim=True)
+        place = torch.where(scores >= best * (1 - TIE_TOLERANCE), order, order[-1]).amin(-1, keepdim=True).long()
+        scores = scores.scatter(-1, place, -1.0)
+        places.append(place)
+        values.append(best)
+    return torch.cat(places, dim=-1), torch.cat(values, dim=-1)
 
 
 def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:

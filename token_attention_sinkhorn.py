@@ -21,6 +21,7 @@ try:  # a folder on the Hub, or any package
     from .routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from .routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from .sorting_sinkhorn import HardSort, block_sums
+    from .token_step_sinkhorn import attend_one_token, is_one_token
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from cached_attention_sinkhorn import CacheLayer, all_keys_and_values, keep_pieces, local_keys_and_values
@@ -30,6 +31,7 @@ except ImportError:  # flat modules, as installed
     from routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from sorting_sinkhorn import HardSort, block_sums
+    from token_step_sinkhorn import attend_one_token, is_one_token
 
 
 # Queries of a pass, up to which the blocks of each are gathered: sorting pairs by block costs more than it saves.
@@ -93,6 +95,8 @@ class SinkhornTokenAttention(SinkhornAttention):
         cache.crops_anywhere = self.sort_net.compares_keys and not balances
         cache.apply_crop(cached)
         cache.append(key, value, cached, rotated=True)
+        if cache.piece_keys is not None and is_one_token(self, query, maps, keeps_matrix):
+            return attend_one_token(self, query, layout, cache), None, None
         scores = self._scores_in_cache(blocks, query, layout, cache)
         before, columns, keep_sums = None, None, None
         if balances:

@@ -1,0 +1,1 @@
+../../token_step_sinkhorn.py

@@ -1,0 +1,88 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""
+Routing by token for a pass of one token, as in decoding: the same numbers as `token_attention_sinkhorn.py`, in a quarter of
+the operations. A step is so little arithmetic that calling them is what takes the time.
+
+Shape letters as in `routing_sinkhorn.py`; `P` pieces of the cache, `K` blocks that the token reads.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+try:  # a folder on the Hub, or any package
+    from .cached_attention_sinkhorn import CacheLayer
+    from .layout_sinkhorn import BlockLayout, CacheLayout
+    from .shares_sinkhorn import SMALLEST_SHARE
+    from .sorting_sinkhorn import best_candidates, gather_blocks
+except ImportError:  # flat modules, as installed
+    from cached_attention_sinkhorn import CacheLayer
+    from layout_sinkhorn import BlockLayout, CacheLayout
+    from shares_sinkhorn import SMALLEST_SHARE
+    from sorting_sinkhorn import best_candidates, gather_blocks
+
+
+def is_one_token(attention: nn.Module, query: Tensor, maps: bool, keeps_matrix: bool) -> bool:
+    """Whether `attend_one_token` does what this pass asks for, `query` `(B, M, Q, H, D)`."""
+    config = attention.config
+    return (
+        query.shape[1] * query.shape[2] == 1
+        and attention.layer_type == "sinkhorn_attention"
+        and attention.sort_net.compares_keys
+        and config.sinkhorn_iterations == 0
+        and not (maps or keeps_matrix or attention.training or torch.is_grad_enabled())
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    )
+
+
+def attend_one_token(attention: nn.Module, query: Tensor, layout: BlockLayout, cache: CacheLayer) -> Tensor:
+    """
+    Args:
+        query: `(B, 1, 1, H, D)` rotated. Key and value of the token are in the cache.
+
+    Returns:
+        `(B, 1, 1, H, D)`.
+    """
+    config, cached, groups = attention.config, layout.cached, cache.stored_keys.shape[1]
+    slot = cached.slots[:, None, None]  # (B, 1, 1, 1)
+    query = query.view(len(query), groups, -1, query.shape[-1])  # (B, G, r, D)
+    shares = _shares(attention.sort_net, query, slot, cached, cache)
+    plan = shares.clamp_min(SMALLEST_SHARE) ** (
+        1 / config.sinkhorn_temperature
+    )  # not normalized: order is all it is for
+    scores = plan.masked_fill(~layout.candidates[:, 0], -1.0)
+    index, best = best_candidates(scores, config.num_sorted_blocks)
+    always = cached.local_index.expand(-1, groups, -1)
+    blocks = torch.cat((always, index), dim=-1).unsqueeze(2)  # (B, G, 1, K)
+    key, value = (gather_blocks(blocks, x).flatten(2, 4) for x in cache.key_value_blocks())
+    chosen = (best >= 0).repeat_interleave(cache.block_size, dim=-1).unsqueeze(2)
+    mask = torch.cat((layout.local_mask.expand(-1, groups, -1, -1), chosen), dim=-1)
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    output = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=attention.scaling)
+    return output.reshape(len(output), 1, 1, -1, output.shape[-1])
+
+
+def _shares(sort_net: nn.Module, query: Tensor, slot: Tensor, cached: CacheLayout, cache: CacheLayer) -> Tensor:
+    """Keeps the piece that the token stands in, up to itself; `(B, G, N)`, the share of each block."""
+    size, b = sort_net.piece_size, cache.block_size
+    pieces = cache.piece_keys.view(*query.shape[:2], -1, cache.piece_keys.shape[-1] * size // b)  # (B, G, P, C)
+    own_piece = slot // size
+    # The keys of its piece, and of them those that are there.
+    place = own_piece * size + torch.arange(size, device=slot.device).view(1, 1, -1, 1)
+    key = cache.stored_keys.gather(2, place.expand(-1, query.shape[1], -1, query.shape[-1]))
+    key = sort_net.of_heads(key)
+    if size > 1:
+        is_there = place <= slot
+        key = (key * is_there).sum(2, keepdim=True) / is_there.sum(2, keepdim=True)
+    pieces.scatter_(2, own_piece.expand(*key.shape), key.to(pieces.dtype))
+    num_pieces = cached.num_blocks * b // size
+    query = sort_net.of_heads(query) * (sort_net.config.head_dim**-0.5 / math.log(2))
+    scores = query @ pieces[:, :, :num_pieces].mT
+    piece = torch.arange(num_pieces, device=slot.device)
+    if size > 1:
+        scores = scores + (slot + 1 - piece * size).clamp(1, size).log2()
+    scores = scores.masked_fill_(piece > own_piece, torch.finfo(scores.dtype).min)
+    weights = (scores * math.log(2)).softmax(-1)
+    return weights.unflatten(-1, (cached.num_blocks, -1)).sum(-1).mean(2)
