@@ -8,7 +8,8 @@ reads: the same weights, without training. The folder that it writes is complete
     python scripts/convert_checkpoint.py --model_name_or_path M --output_dir D --config_overrides layer_types=full_attention
     python scripts/convert_checkpoint.py --model_name_or_path M --output_dir D --calibration_file texts.parquet
 
-With layers of full attention the new model must equal the old one; this is checked before anything is written.
+With layers of full attention the new model must equal the old one; this is checked before anything is written. In the end
+a table compares both, and a window of as many keys, on texts held out.
 """
 
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from transformers import (
 from common.errors import UserError
 from conversion.calibration import calibration_tokens
 from conversion.card import base_card, base_model_of, card
+from conversion.comparison import SHORTEST, compare
 from conversion.equality import check_equality
 from conversion_sinkhorn import ConversionError, convert, converted_config
 from training.model_choice import check_folders, parse_overrides
@@ -52,6 +54,13 @@ class ConversionArguments:
     text_column_name: str = field(default="text", metadata={"help": "Its column."})
     calibration_rows: int = field(default=6, metadata={"help": "Pieces of text that the index is calibrated on."})
     calibration_length: int = field(default=2048, metadata={"help": "Tokens of each."})
+    evaluation_length: int = field(
+        default=2048,
+        metadata={
+            "help": "Tokens of the held-out texts on which the new model is compared with the old one in the end; 0: no "
+            "comparison."
+        },
+    )
     base_model: str | None = field(
         default=None, metadata={"help": "The model's id on the Hub, for the card, where a folder is converted."}
     )
@@ -69,6 +78,8 @@ class ConversionArguments:
         for name in ("calibration_rows", "calibration_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        if 0 != self.evaluation_length < SHORTEST:
+            raise UserError(f"--evaluation_length must be at least {SHORTEST}, or 0, got {self.evaluation_length}.")
 
 
 def load_to_compute(args: ConversionArguments, config: PreTrainedConfig, hub: dict[str, Any]) -> PreTrainedModel:
@@ -129,6 +140,10 @@ def main() -> None:
         print("Its card has no licence, as none was found for the base model: give one with --license.")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{folder}: {parameters:,} parameters in {str(model.dtype).removeprefix('torch.')}")
+    if args.evaluation_length > 0:
+        config = model.config
+        del source, model  # they are opened again, one after the other
+        print(compare(args.model_name_or_path, hub, folder, config, args.evaluation_length))
 
 
 if __name__ == "__main__":

@@ -15,22 +15,14 @@ of different tokenizers cannot be compared.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from tqdm import tqdm
 from transformers import HfArgumentParser
 
 from common.errors import UserError
-from evaluation.cost import measure
-from evaluation.models import default_device, description, keys_read, load, parse_candidate
+from evaluation.models import default_device, parse_candidate
 from evaluation.report import draw, table
 from evaluation.results import Results
-from evaluation.scoring import answer_scores, nats_by_position
-from evaluation.tasks import TASKS, make_prompt
+from evaluation.running import ALL_TASKS, CHARACTERS_PER_TOKEN, Measures, evaluate
 from evaluation.texts import long_texts
-
-
-ALL_TASKS = ("perplexity", *TASKS, "cost")
-CHARACTERS_PER_TOKEN = 8  # more than any text here has, so that texts are long enough
 
 
 @dataclass
@@ -71,44 +63,16 @@ class EvaluationArguments:
         self.lengths.sort()
 
 
-def cases_of(args: EvaluationArguments, num_texts: int) -> list[str]:
-    cases = [f"perplexity/{args.lengths[-1]}/{number}" for number in range(num_texts) if "perplexity" in args.tasks]
-    for task in (task for task in args.tasks if task in TASKS):
-        cases += [
-            f"{task}/{n}/{depth}/{seed}" for n in args.lengths for depth in args.depths for seed in range(args.seeds)
-        ]
-    return cases + [f"cost/{length}" for length in args.lengths if "cost" in args.tasks]
-
-
-def run_case(case: str, model, tokenizer, texts: list[str], args: EvaluationArguments) -> dict:
-    task, length, *place = case.split("/")
-    length = int(length)
-    if task == "cost":
-        return measure(model, length, args.rounds) | {"keys_read": keys_read(model.config, length)}
-    if task == "perplexity":
-        tokens = tokenizer(texts[int(place[0])], verbose=False)["input_ids"][:length]
-        return nats_by_position(model, tokens, [0, *args.lengths]) | {"ends": args.lengths}
-    depth, seed = float(place[0]), int(place[1])
-    prompt = make_prompt(task, tokenizer, length, depth, seed, texts[seed % len(texts)])
-    return answer_scores(model, prompt)
-
-
 def main() -> None:
     (args,) = HfArgumentParser(EvaluationArguments).parse_args_into_dataclasses()
     candidates = [parse_candidate(text) for text in args.models]
     if len({candidate.label for candidate in candidates}) < len(candidates):
         raise UserError("--models: two have one label; write LABEL=MODEL.")
     texts = long_texts(args.texts_file, args.text_column_name, args.num_texts, CHARACTERS_PER_TOKEN * args.lengths[-1])
-    results, cases = Results(Path(args.results)), cases_of(args, len(texts))
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    for candidate in candidates:
-        model, tokenizer = load(candidate, args.dtype, args.device, hub)
-        results.begin(candidate.label, description(candidate, model))
-        for case in tqdm([case for case in cases if not results.has(candidate.label, case)], desc=candidate.label):
-            results.put(candidate.label, case, run_case(case, model, tokenizer, texts, args))
-        del model
-        if args.device == "cuda":
-            torch.cuda.empty_cache()
+    results = Results(Path(args.results))
+    measures = Measures(args.tasks, args.lengths, args.depths, args.seeds, args.rounds, texts)
+    evaluate([(candidate, hub) for candidate in candidates], measures, results, args.dtype, args.device)
     print(table(results.models))
     if args.plot:
         draw(results.models, Path(args.plot))

@@ -13,6 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
 
 from conversion.card import base_model_of
+from evaluation.scoring import nats_by_position
+from evaluation.texts import long_texts
 from helpers import ROOT, assert_close, run_script
 from hub.card_checks import check_card
 
@@ -20,7 +22,7 @@ from hub.card_checks import check_card
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
 CARD = "---\nlicense: llama3.1\nlanguage:\n- en\n---\n# A small model\n"
 QUESTION = [{"role": "user", "content": "the state of the union"}]
-SMALL = ("--calibration_rows", 2, "--calibration_length", 128)
+SMALL = ("--calibration_rows", 2, "--calibration_length", 128, "--evaluation_length", 0)
 
 # Away from the repository, with this package's modules hidden: that stands in for a machine without it.
 THERE = """
@@ -169,7 +171,8 @@ def test_it_can_be_pushed(converted):
 
 def test_one_name_stands_for_all_layers_and_a_file_calibrates(source, tmp_path, monkeypatch, capsys):
     flags = ("--model_name_or_path", source, "--output_dir", tmp_path / "full")
-    run_script(monkeypatch, "convert_checkpoint.py", *flags, "--config_overrides", "layer_types=full_attention")
+    flags = (*flags, "--config_overrides", "layer_types=full_attention", *SMALL)
+    run_script(monkeypatch, "convert_checkpoint.py", *flags)
     assert "its logits are those of" in capsys.readouterr().out
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "full").config.layer_types == ["full_attention"] * 2
     text = tmp_path / "text.txt"
@@ -179,12 +182,34 @@ def test_one_name_stands_for_all_layers_and_a_file_calibrates(source, tmp_path, 
     assert "Calibrating the index on 256 tokens" in capsys.readouterr().out
 
 
+def test_it_ends_with_a_comparison(source, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "compared"
+    blocks = ("--config_overrides", "block_size=8", "num_sorted_blocks=2")
+    flags = ("--model_name_or_path", source, "--output_dir", folder, *blocks, *SMALL, "--evaluation_length", 512)
+    run_script(monkeypatch, "convert_checkpoint.py", *flags)
+    table = capsys.readouterr().out.split("\n| | ")[1]
+    assert table.startswith("source | converted | window of as many keys |")
+    for row in (
+        "perplexity up to 512",
+        "passkey, 512 tokens: given / written",
+        "keys read, 512 tokens | 512 | 40 | 40 |",
+    ):
+        assert row in table
+    models = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["models"]
+    tokens = AutoTokenizer.from_pretrained(folder)(long_texts(None, "text", 1, 4096)[0])["input_ids"][:512]
+    for label, changes in (("source", {"layer_types": ["full_attention"] * 2}), ("converted", {})):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **changes)
+        expected = nats_by_position(model, tokens, [0, 256, 512])["nats"]
+        assert models[label]["measured"]["perplexity/512/0"]["nats"] == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
         (("--config_overrides", "hidden_size=8"), "cannot be converted so. `hidden_size` cannot be chosen"),
         (("--config_overrides", "block_size=0"), "`block_size` must be at least 1"),
         (("--calibration_file", "absent.txt"), "there is no file absent.txt"),
+        (("--evaluation_length", "8"), "--evaluation_length must be at least 512, or 0"),
         (("--dtype", "int8"), "--dtype must be float32"),
         (("--base_model", "/a/b"), "--base_model must be an id on the Hub"),
     ],
