@@ -165,11 +165,13 @@ def other_attention(kind, settings):
 def test_sparse_attention_equals_the_oracle(kind, granularity, iterations):
     settings = SPARSE | {"sort_granularity": granularity, "sinkhorn_iterations": iterations}
     attention, weights, config = other_attention(kind, settings)
-    masks, num_tokens = padding_masks(33)[[0, 3]], 33
-    hidden_states = torch.randn(2, num_tokens, config.hidden_size, dtype=torch.double, requires_grad=True)
-    mask = sinkhorn_mask(2, num_tokens, num_tokens, attention_mask=masks.bool(), config=config, **direction_of(kind))
+    num_tokens = 29
+    masks = torch.ones(1, num_tokens, dtype=torch.long)
+    masks[0, [0, 11]] = 0
+    hidden_states = torch.randn(1, num_tokens, config.hidden_size, dtype=torch.double, requires_grad=True)
+    mask = sinkhorn_mask(1, num_tokens, num_tokens, attention_mask=masks.bool(), config=config, **direction_of(kind))
     assert isinstance(mask, SparseMask)
-    positions = torch.arange(num_tokens).expand(2, -1)
+    positions = torch.arange(num_tokens).unsqueeze(0)
     arguments = {}
     if kind == "bert":  # it has no rotary positions: at position 0 nothing is rotated
         positions = positions * 0
@@ -393,8 +395,8 @@ def test_dropped_attention_is_right_in_the_mean():
     module = SimpleNamespace(config=config, is_causal=False)
     attend = interface_sinkhorn.sinkhorn_attention_forward
     expected = attend(module, query, key, value, None)[0]
-    many = torch.stack([attend(module, query, key, value, None, dropout=0.2)[0] for _ in range(600)])
-    assert ((many.mean(0) - expected).abs() < 5 * many.std(0) / math.sqrt(600) + 1e-3).all()
+    many = torch.stack([attend(module, query, key, value, None, dropout=0.2)[0] for _ in range(200)])
+    assert ((many.mean(0) - expected).abs() < 5 * many.std(0) / math.sqrt(200) + 1e-3).all()
 
 
 def test_activation_checkpointing_changes_no_gradient():
