@@ -47,6 +47,7 @@ except ImportError:  # flat modules, as installed
 
 NAME = "sinkhorn"  # of the attention implementation
 FIELD = "sinkhorn_attention"  # of a model's configuration
+WINDOW_BLOCK = 64  # tokens of the smallest blocks of a layer with a sliding window: smaller ones are slower
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # numbers of rows, heads, queries and keys to bool
 # What a model can have that this attention does not compute, as arguments of its attention.
 UNSUPPORTED_ARGUMENTS = {
@@ -274,7 +275,7 @@ def _direction(mask_function: MaskFunction, rows: Tensor, length: int, is_window
 
 def _window_settings(local_size: int) -> Settings:
     """Blocks that hold a sliding window: few enough that they are not much longer, large enough to be few."""
-    block_size = max(32, -(-local_size // 2))
+    block_size = max(WINDOW_BLOCK, -(-local_size // 2))
     return Settings(block_size, num_local_blocks=1 - (-local_size // block_size), num_sink_blocks=0)
 
 

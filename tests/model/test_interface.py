@@ -35,6 +35,12 @@ every_type = pytest.mark.parametrize("kind", TYPES)
 every_granularity = pytest.mark.parametrize("granularity", ["block", "token"])
 
 
+@pytest.fixture(autouse=True)
+def small_blocks_in_windows(monkeypatch):
+    """Otherwise one would hold these inputs."""
+    monkeypatch.setattr(interface_sinkhorn, "WINDOW_BLOCK", 8)
+
+
 @pytest.fixture
 def never_short(monkeypatch):
     """Inputs that would be read whole go the same way as longer ones."""
