@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 import interface_sinkhorn
+from compatibility_sinkhorn import CACHE_NAME
 from helpers import assert_close, padding_masks, tiny_config
 from interface_sinkhorn import InterfaceError, Settings, SparseMask, attention_settings, sinkhorn_mask
 from modeling_sinkhorn import SinkhornModel
@@ -362,11 +363,11 @@ def test_new_tokens_read_everything_in_the_cache():
     ids = inputs_of("llama")["input_ids"]
     sparse, full = (causal_model(SPARSE, kind, num_hidden_layers=1) for kind in ("sinkhorn", "sdpa"))
     cache = DynamicCache(config=sparse.config)
-    prompt = sparse(ids[:, :60], cache=cache).logits
+    prompt = sparse(ids[:, :60], **{CACHE_NAME: cache}).logits
     expected = full(ids).logits
     assert not torch.allclose(prompt, expected[:, :60], atol=1e-3)
     for part in (ids[:, 60:61], ids[:, 61:75]):
-        logits = sparse(part, cache=cache).logits
+        logits = sparse(part, **{CACHE_NAME: cache}).logits
         assert_close(logits, expected[:, cache.get_seq_length() - part.shape[1] : cache.get_seq_length()], 1e-6)
 
 
@@ -374,9 +375,9 @@ def test_new_tokens_read_everything_in_the_cache():
 def test_a_long_continuation_of_a_cache_is_refused():
     model, ids = causal_model(SPARSE), inputs_of("llama")["input_ids"]
     cache = DynamicCache(config=model.config)
-    model(ids[:, :40], cache=cache)
+    model(ids[:, :40], **{CACHE_NAME: cache})
     with pytest.raises(InterfaceError, match="35 new tokens continue a cache of 40.*convert"):
-        model(ids[:, 40:], cache=cache)
+        model(ids[:, 40:], **{CACHE_NAME: cache})
 
 
 # Training ---------------------------------------------------------------------------------------------------------
