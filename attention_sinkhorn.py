@@ -1,33 +1,29 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-The attention of one layer, of any entry of `layer_types`: Sparse Sinkhorn Attention (Tay et al., ICML 2020,
-arXiv:2002.11296) in `SinkhornAttention`, ordinary attention in `SinkhornFullAttention`. The mathematics is in
-`balancing_sinkhorn.py` and `sorting_sinkhorn.py`; what continues a cache, in `cached_attention_sinkhorn.py`.
+Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296) of one layer: any entry of `layer_types` but
+`"full_attention"`, which is in `base_attention_sinkhorn.py`. The mathematics is in `balancing_sinkhorn.py` and
+`sorting_sinkhorn.py`; what continues a cache, in `cached_attention_sinkhorn.py`.
 
 Shape letters as in `layout_sinkhorn.py`, and `E` hidden size.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs
 
 
 try:  # a folder on the Hub, or any package
+    from .base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
     from .block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
     from .cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout, Layout
     from .maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from .masks_sinkhorn import join_masks
-    from .norm_sinkhorn import SinkhornRMSNorm
-    from .rotary_sinkhorn import apply_rotary
     from .sort_net_sinkhorn import SinkhornSortNet
     from .sorted_blocks_sinkhorn import (
         SortedBlocks,
@@ -38,14 +34,13 @@ try:  # a folder on the Hub, or any package
     )
     from .sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
 except ImportError:  # flat modules, as installed
+    from base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
     from block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
     from cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout, Layout
     from maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
     from masks_sinkhorn import join_masks
-    from norm_sinkhorn import SinkhornRMSNorm
-    from rotary_sinkhorn import apply_rotary
     from sort_net_sinkhorn import SinkhornSortNet
     from sorted_blocks_sinkhorn import (
         SortedBlocks,
@@ -55,143 +50,6 @@ except ImportError:  # flat modules, as installed
         place_mixed_blocks,
     )
     from sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    is_causal: bool = False,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """
-    Attention as a formula. `query` `(*, H, Q, D)`, `key` and `value` `(*, G, K, D)`, `attention_mask` bool, or
-    `is_causal` for queries and keys of the same tokens.
-
-    Returns:
-        The output `(*, Q, H, D)` and the weights `(*, H, Q, K)`, after dropout.
-    """
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
-    scores = query @ key.transpose(-1, -2) * scaling
-    if is_causal:
-        attention_mask = torch.ones(*scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class SinkhornBaseAttention(nn.Module):
-    """What every kind of attention has: the projections, and the call of the attention function."""
-
-    sorts = False
-
-    def __init__(self, config: SinkhornConfig, layer_idx: int):
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.layer_type = config.layer_types[layer_idx]
-        self.head_dim = config.head_dim
-        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
-        self.scaling = self.head_dim**-0.5
-        query_width = config.num_attention_heads * self.head_dim
-        key_width = config.num_key_value_heads * self.head_dim
-        has_bias = config.attention_bias in (True, "qkv")
-        self.q_proj = nn.Linear(config.hidden_size, query_width, bias=has_bias)
-        self.k_proj = nn.Linear(config.hidden_size, key_width, bias=has_bias)
-        self.v_proj = nn.Linear(config.hidden_size, key_width, bias=has_bias)
-        self.o_proj = nn.Linear(query_width, config.hidden_size, bias=config.attention_bias is True)
-        if config.qk_norm:
-            self.q_norm = SinkhornRMSNorm(self.head_dim, config.rms_norm_eps)
-            self.k_norm = SinkhornRMSNorm(self.head_dim, config.rms_norm_eps)
-
-    @property
-    def is_causal(self) -> bool:
-        """Read by the library's attention functions too."""
-        return self.config.is_decoder
-
-    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`(..., E)` to queries `(..., H, D)`, keys and values `(..., G, D)`."""
-        query, key, value = (
-            proj(hidden_states).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        if self.config.qk_norm:
-            query, key = self.q_norm(query), self.k_norm(key)
-        return query, key, value
-
-    def returns_maps(self, kwargs: dict[str, Any]) -> bool:
-        wanted = kwargs.get("output_attentions", self.config.output_attentions)
-        return bool(wanted) and self.config._attn_implementation == "eager"
-
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, maps: bool, is_causal: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        """
-        `query` `(*, Q, H, D)`, `key` and `value` `(*, G, K, D)`, `mask` bool `(* or 1, H or 1, Q or 1, K)`. Returns
-        the output `(*, Q, H, D)`, 0 for queries that may see nothing, and with `maps` the weights `(*, H, Q, K)`.
-        """
-        sees_something = None
-        if mask is not None:
-            # Queries that see nothing may see everything here, and their output is dropped: otherwise it would be NaN.
-            sees_something = mask.any(-1, keepdim=True)
-            mask = mask | ~sees_something
-            mask = mask.expand(query.shape[0], -1, query.shape[1], -1)
-        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
-        output, weights = attention_interface(
-            self,
-            query.transpose(1, 2),
-            key.to(query.dtype),  # a cache may have been filled under autocast
-            value.to(query.dtype),
-            mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
-            scaling=self.scaling,
-            is_causal=is_causal,
-        )
-        if not maps:
-            weights = None
-        if sees_something is not None:
-            output = output.masked_fill(~sees_something.transpose(1, 2), 0)
-            weights = None if weights is None else weights.masked_fill(~sees_something, 0)
-        return output, weights
-
-
-class SinkhornFullAttention(SinkhornBaseAttention):
-    """Ordinary attention, `"full_attention"`, for comparison: no blocks, and the library's own cache layer."""
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        layout: Layout,
-        cache: Cache | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[Tensor, Tensor | None, None]:
-        """As `SinkhornAttention.forward`; there is no sort matrix."""
-        layout, maps = layout.tokens, self.returns_maps(kwargs)
-        query, key, value = self.project(hidden_states)
-        cos, sin = layout.tables.unsqueeze(-2)
-        query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin).transpose(1, 2)
-        value = value.transpose(1, 2)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        output, weights = self.attend(query, key, value, layout.mask, maps, is_causal=layout.is_causal)
-        if maps:
-            if layout.is_real is not None:
-                weights = weights.masked_fill(~layout.is_real[:, None, :, None], 0)
-            # Once more, from the map, which is then part of the graph: see `attend_by_map`.
-            value = value.repeat_interleave(self.num_key_value_groups, dim=1).to(weights.dtype)
-            output = (weights @ value).transpose(1, 2)
-        output = self.o_proj(output.flatten(-2))
-        if layout.is_real is not None:
-            output = output.masked_fill(~layout.is_real.unsqueeze(-1), 0)
-        return output, weights, None
 
 
 class SinkhornAttention(SinkhornBaseAttention):
@@ -219,20 +77,21 @@ class SinkhornAttention(SinkhornBaseAttention):
 
         Returns:
             The output `(B, L, E)`, 0 at padding; the source-token map `(B, H, L, tokens with those in the cache)`, from
-            which the output is computed then, or `None` where it was not asked for; the sort matrix `(B, G, N, N)`, from a cache the rows of the blocks that
-            new tokens touch, or `None` in a layer that does not sort.
+            which the output is computed then, or `None` where it was not asked for; the sort matrix `(B, G, N, N)`,
+            from a cache the rows of the blocks that new tokens touch, or `None` in a layer that does not sort.
         """
         layout, maps = layout.blocks, self.returns_maps(kwargs)
         keeps_matrix = bool(kwargs.get("output_sort_matrices", getattr(self.config, "output_sort_matrices", False)))
         blocks = to_blocks(hidden_states, layout.grid)
-        query, key, value = self.project(blocks)
+        projected = ProjectedBlocks(blocks, *self.project(blocks))
         layer = None if cache is None else cache.layers[self.layer_idx]
         attend = self.attend_to_rows if layer is None else partial(self.attend_from_cache, layer)
-        output, attention_map, sort_matrix = attend(blocks, query, key, value, layout, maps, keeps_matrix)
+        output, attention_map, sort_matrix = attend(projected, layout, maps, keeps_matrix)
         if not maps:
             return from_blocks(self.o_proj(output.flatten(-2)), layout.grid), None, sort_matrix
+        value = projected.value
         if layer is not None:
-            value = layer.key_value_blocks()[1].permute(0, 2, 3, 1, 4).to(query.dtype)
+            value = layer.key_value_blocks()[1].permute(0, 2, 3, 1, 4).to(value.dtype)
         attention_map = map_of_tokens(attention_map, layout)
         output = attend_by_map(attention_map, value, layout.key_grid or layout.grid, self.num_key_value_groups)
         if self.layer_type == "mixture_attention":
@@ -245,20 +104,11 @@ class SinkhornAttention(SinkhornBaseAttention):
     # Whole rows -----------------------------------------------------------------------------------------------------
 
     def attend_to_rows(
-        self,
-        blocks: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: BlockLayout,
-        maps: bool,
-        keeps_matrix: bool,
+        self, projected: ProjectedBlocks, layout: BlockLayout, maps: bool, keeps_matrix: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """
         Args:
-            blocks: `(B, N, b, E)`, the input of the layer.
-            query: `(B, N, b, H, D)`, not rotated.
-            key, value: `(B, N, b, G, D)`, not rotated.
+            projected: not rotated.
             keeps_matrix: whether the sort matrix will be asked for, where it costs anything to keep.
 
         Returns:
@@ -266,48 +116,34 @@ class SinkhornAttention(SinkhornBaseAttention):
         """
         sort_matrix = None
         if self.sorts and self.sort_net.compares_keys:
-            tables = layout.tables.unsqueeze(-2)
-            rotated_query, rotated_key = apply_rotary(query, *tables), apply_rotary(key, *tables)
-            sort_matrix = self.sort_net(blocks, layout, rotated_query, rotated_key.permute(0, 3, 1, 2, 4))
+            rotated = projected.rotated(layout.tables)
+            sort_matrix = self.sort_net(rotated.inputs, layout, rotated.query, rotated.key.permute(0, 3, 1, 2, 4))
         elif self.sorts:
-            sort_matrix = self.sort_net(blocks, layout)
-        attend = self._attend_in_chunks if self._uses_block_attention(query) else self._attend_in_whole
-        return *attend(query, key, value, sort_matrix, layout, maps), sort_matrix
+            sort_matrix = self.sort_net(projected.inputs, layout)
+        attend = self._attend_in_chunks if self._uses_block_attention(projected.query) else self._attend_in_whole
+        return *attend(projected, sort_matrix, layout, maps), sort_matrix
 
     def attend_from_cache(
-        self,
-        cache: CacheLayer,
-        blocks: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: BlockLayout,
-        maps: bool,
-        keeps_matrix: bool,
+        self, cache: CacheLayer, projected: ProjectedBlocks, layout: BlockLayout, maps: bool, keeps_matrix: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same for new tokens, which are stored in the cache, on their grid of `M` blocks of `Q` slots."""
-        return attend_from_cache(self, blocks, query, key, value, layout, cache, maps)
+        return attend_from_cache(self, projected, layout, cache, maps)
 
     def _attend_in_whole(
-        self, query: Tensor, key: Tensor, value: Tensor, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
+        self, projected: ProjectedBlocks, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
     ) -> tuple[Tensor, Tensor | None]:
         """
         One operation after the other on whole tensors, which any implementation of attention can do.
 
-        Args:
-            query: `(B, N, b, H, D)`, not rotated.
-            key, value: `(B, N, b, G, D)`, not rotated.
-
         Returns:
             The output `(B, N, b, H, D)`, and with `maps` the map between slots `(B, H, N, b, N, b)`.
         """
-        tables = layout.tables.unsqueeze(-2)
-        query, rotated_key = apply_rotary(query, *tables), apply_rotary(key, *tables)
+        _, query, key, value = projected.rotated(layout.tables)
         sorted_blocks = None
         if self.sorts:
-            sorted_blocks = self._sort(sort_matrix, key if self.mixes_keys else rotated_key, value, layout)
-        local = self.always_read(rotated_key, value, layout)
-        return self.attend_to_parts(query, sorted_blocks, local, (rotated_key, value), layout, maps)
+            sorted_blocks = self._sort(sort_matrix, projected.key if self.mixes_keys else key, value, layout)
+        local = self.always_read(key, value, layout)
+        return self.attend_to_parts(query, sorted_blocks, local, (key, value), layout, maps)
 
     def always_read(self, key: Tensor, value: Tensor, layout: BlockLayout) -> tuple[Tensor, Tensor]:
         """`(B, N, b, G, D)`, keys rotated, to those of sinks and local blocks, `(B, N, G, K_local, D)`."""
@@ -345,11 +181,11 @@ class SinkhornAttention(SinkhornBaseAttention):
         )
 
     def _attend_in_chunks(
-        self, query: Tensor, key: Tensor, value: Tensor, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
+        self, projected: ProjectedBlocks, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
     ) -> tuple[Tensor, None]:
         """As `_attend_in_whole`, in less time and memory, and without maps."""
         config = self.config
-        key, value = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
+        key, value = (x.permute(0, 3, 1, 2, 4) for x in (projected.key, projected.value))
         if key.device.type == "cpu":
             key, value = key.contiguous(), value.contiguous()  # read more than once
         if self.mixes_keys:
@@ -360,7 +196,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         else:
             choice = hard_assignment(sort_matrix, layout.candidates, config.num_sorted_blocks) if self.sorts else None
             sorted_blocks, mask = blocks_to_gather(choice, layout, config, len(key))
-        return block_attention(query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
+        return block_attention(projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
 
     # Keys that are rotated and in place, of whole rows or of a cache ----------------------------------------------
 

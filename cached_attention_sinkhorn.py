@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_floor
+    from .base_attention_sinkhorn import ProjectedBlocks
     from .cache_sinkhorn import SinkhornDynamicLayer, SinkhornStaticLayer
     from .cache_states_sinkhorn import OpenBlock
     from .layout_sinkhorn import BlockLayout
@@ -22,6 +23,7 @@ try:  # a folder on the Hub, or any package
     from .sorting_sinkhorn import block_sums, causal_block_descriptors, gather_blocks, hard_assignment, soft_sort
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_floor
+    from base_attention_sinkhorn import ProjectedBlocks
     from cache_sinkhorn import SinkhornDynamicLayer, SinkhornStaticLayer
     from cache_states_sinkhorn import OpenBlock
     from layout_sinkhorn import BlockLayout
@@ -35,33 +37,25 @@ CacheLayer = SinkhornDynamicLayer | SinkhornStaticLayer
 
 
 def attend_from_cache(
-    attention: nn.Module,
-    blocks: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: BlockLayout,
-    cache: CacheLayer,
-    maps: bool,
+    attention: nn.Module, projected: ProjectedBlocks, layout: BlockLayout, cache: CacheLayer, maps: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """
     Stores the new tokens in the cache, and attends.
 
     Args:
-        blocks: `(B, M, Q, E)`, the input of the layer.
-        query: `(B, M, Q, H, D)`, not rotated.
-        key, value: `(B, M, Q, G, D)`, not rotated.
+        projected: not rotated.
 
     Returns:
         The output `(B, M, Q, H, D)`; with `maps` the map between slots `(B, H, M, Q, N, b)`; and the rows of the sort
         matrix `(B, G, M, N)`, or `None` in a layer that does not sort.
     """
     cached, mixes_keys = layout.cached, attention.mixes_keys
-    tables = layout.tables.unsqueeze(-2)
-    query, rotated_key = apply_rotary(query, *tables), apply_rotary(key, *tables)
-    cache.make_room(cached, attention.config.block_size, like=key)
+    rotated = projected.rotated(layout.tables)
+    query = rotated.query
+    cache.make_room(cached, attention.config.block_size, like=projected.key)
     reopened = cache.apply_crop(cached)
-    cache.append(key if mixes_keys else rotated_key, value, cached, rotated=not mixes_keys)
+    stored = projected if mixes_keys else rotated
+    cache.append(stored.key, stored.value, cached, rotated=not mixes_keys)
     sort_matrix, sorted_blocks = None, None
     if attention.sorts:
         if reopened:
@@ -69,7 +63,7 @@ def attend_from_cache(
         if attention.sort_net.compares_keys:
             sort_matrix = _new_rows_of_keys(attention, query, layout, cache)
         else:
-            sort_matrix = _new_rows(attention, cache.append_inputs(blocks, cached), layout, cache)
+            sort_matrix = _new_rows(attention, cache.append_inputs(projected.inputs, cached), layout, cache)
         sort_matrix, sorted_blocks = _sort(attention, sort_matrix, layout, cache, maps)
         # No token ever stands in the last block.
         sort_matrix = sort_matrix[:, :, : cached.num_blocks - 1, : cached.num_blocks - 1]
@@ -151,7 +145,7 @@ def _compare_first_queries(
     sort_net: nn.Module, rows: Tensor, slot: Tensor, layout: BlockLayout, cache: CacheLayer
 ) -> Tensor:
     """`(B, H + G, M, C)` first queries of blocks, and their keys, to sorting logits `(B, G, M, N)`."""
-    groups = sort_net.config.num_key_value_heads
+    groups = rows.shape[1] // (sort_net.num_key_value_groups + 1)
     query, own_key = rows[:, :-groups].unflatten(1, (groups, -1)), rows[:, -groups:]
     scores = sort_net.key_scores(query, cache.pieces(layout.cached, sort_net.piece_size), own_key, slot)
     return scores.logits(slice(0, rows.shape[2]), layout.cached.num_blocks)

@@ -1,53 +1,24 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Configuration of the Sinkhorn Transformer: Sparse Sinkhorn Attention (Tay et al., ICML 2020, arXiv:2002.11296)."""
 
-import math
 from typing import Any, Literal
 
-import torch
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, RopeParameters
+from transformers.modeling_rope_utils import RopeParameters
 
 
-# The docstring of the class explains each layer type.
-LAYER_TYPES = (
-    "sinkhorn_attention",
-    "sortcut_attention",
-    "mixture_attention",
-    "local_attention",
-    "full_attention",
-)
+try:  # a folder on the Hub, or any package
+    from .validation_sinkhorn import check_architecture, check_before_use, check_layer_types, describe_error
+except ImportError:  # flat modules, as installed
+    from validation_sinkhorn import check_architecture, check_before_use, check_layer_types, describe_error
+
+
 # The key of `layer_types` in config.json. Some programs read a config.json without this code (tokenizers, the Trainer
 # when it resumes, servers), by the library's base class, which refuses a `layer_types` with names that it does not know
 # and has no way to register others. In memory it must be `layer_types`: by it caches choose their layers.
 SAVED_LAYER_TYPES = "attention_types"
-
-SORT_NETS = ("linear", "mlp", "bilinear", "keys", "index")
-# These compare queries with keys, and learn nothing or little of their own.
-KEY_SORT_NETS = ("keys", "index")
-SORT_GRANULARITIES = ("block", "token")
-SORT_POOLINGS = ("mean", "sum", "first")
-SORT_ASSIGNMENTS = ("soft", "hard")
-ATTENTION_BIASES = (False, True, "qkv")
-CAUSAL_BALANCINGS = ("equality", "capacity")
-CLASSIFIER_POOLINGS = ("mean", "last", "cls")
-
-# Far above any real model. A larger value comes from a damaged or manipulated file, and is refused before it takes all
-# memory (sizes of weights and of blocks) or hours (layers, iterations).
-LARGEST = {
-    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "block_size"), 2**14),
-    **dict.fromkeys(("key_piece_size", "index_head_dim"), 2**14),
-    **dict.fromkeys(
-        ("num_hidden_layers", "num_sorted_blocks", "num_local_blocks", "num_sink_blocks", "sortcut_blocks"), 2**10
-    ),
-    "sinkhorn_iterations": 1000,
-    "num_labels": 10**6,
-}
-DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 AUTO_MAP = {
     "AutoConfig": "configuration_sinkhorn.SinkhornConfig",
@@ -204,13 +175,8 @@ class SinkhornConfig(PreTrainedConfig):
     sort_capacity: float | int = 2.0
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # These are used before validation: lists of that length are made.
-        for name, value in (("num_hidden_layers", self.num_hidden_layers), ("num_labels", kwargs.get("num_labels"))):
-            if value is not None and not (isinstance(value, int) and value <= LARGEST[name]):
-                raise ValueError(f"`{name}` must be a number, and at most {LARGEST[name]}, got {value!r}.")
         dtype = kwargs.get("torch_dtype") if self.dtype is None else self.dtype
-        if not (dtype is None or isinstance(dtype, torch.dtype) or dtype in DTYPES):
-            raise ValueError(f"`dtype` must be one of {list(DTYPES)}, got {dtype!r}.")
+        check_before_use(self.num_hidden_layers, kwargs.get("num_labels"), dtype)
         if self.head_dim is None and self.num_attention_heads > 0 and self.hidden_size % self.num_attention_heads == 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.num_key_value_heads is None:
@@ -283,9 +249,14 @@ class SinkhornConfig(PreTrainedConfig):
     @property
     def base_model_tp_plan(self) -> dict[str, str]:
         """How projections are divided between processes, by heads and feed-forward units: those that the model has."""
-        sort_net = ()
+        sort_net = {}
         if not {"local_attention", "full_attention"}.issuperset(self.layer_types):
-            sort_net = {"bilinear": ("row_proj", "column_proj"), "keys": (), "index": ()}.get(self.sort_net, ("proj",))
+            sort_net = {
+                "bilinear": {"row_proj": "colwise", "column_proj": "colwise"},
+                "keys": {},
+                # A parameter, not a layer. The style cuts dimension 0, its heads; what else it does is for modules.
+                "index": {"index_proj": "embedding_rowwise"},
+            }.get(self.sort_net, {"proj": "colwise"})
         norms = ("q_norm", "k_norm") if self.qk_norm else ()
         return {
             **{f"layers.*.self_attn.{name}": "replicated_with_grad_allreduce" for name in norms},
@@ -293,7 +264,7 @@ class SinkhornConfig(PreTrainedConfig):
             "layers.*.self_attn.k_proj": "colwise",
             "layers.*.self_attn.v_proj": "colwise",
             "layers.*.self_attn.o_proj": "rowwise",
-            **{f"layers.*.self_attn.sort_net.{name}": "colwise" for name in sort_net},
+            **{f"layers.*.self_attn.sort_net.{name}": style for name, style in sort_net.items()},
             "layers.*.mlp.gate_proj": "colwise",
             "layers.*.mlp.up_proj": "colwise",
             "layers.*.mlp.down_proj": "rowwise",
@@ -324,164 +295,12 @@ class SinkhornConfig(PreTrainedConfig):
             raise SinkhornConfigError(str(error)) from error
 
     def validate_layer_type(self) -> None:
-        """`layer_types` has one known name per layer. Replaces the library's check, whose list of names is closed."""
-        unknown = sorted(set(self.layer_types) - set(LAYER_TYPES))
-        if unknown:
-            raise ValueError(f"`layer_types` holds {unknown}; each entry must be one of {list(LAYER_TYPES)}.")
-        if len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"`layer_types` has {len(self.layer_types)} entries for `num_hidden_layers={self.num_hidden_layers}`; "
-                "give one entry per layer, or leave it out."
-            )
-        if self.is_decoder and "sortcut_attention" in self.layer_types:
-            raise ValueError(
-                "`layer_types` holds 'sortcut_attention' in a decoder (`is_decoder=True`): its queries would see "
-                "later tokens. Use 'sinkhorn_attention', or `is_decoder=False`."
-            )
+        """Replaces the library's check of the same name, whose list of layer types is closed."""
+        check_layer_types(self)
 
     def validate_architecture(self) -> None:
-        """Refuses what cannot work; each error names the field and says what to change."""
-        self._validate_sizes()
-        self._validate_choices()
-        self._validate_sorting()
-        self._validate_rope()
-
-    def _validate_sizes(self) -> None:
-        positive = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
-            "head_dim max_position_embeddings block_size num_sorted_blocks num_local_blocks sortcut_blocks "
-            "key_piece_size index_head_dim"
-        )
-        for name in positive.split():
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {value}.")
-            if value is not None and value > LARGEST[name]:
-                raise ValueError(f"`{name}` must be at most {LARGEST[name]}, got {value}.")
-        if not 0 <= self.num_sink_blocks <= LARGEST["num_sink_blocks"]:
-            raise ValueError(
-                f"`num_sink_blocks` must be from 0 to {LARGEST['num_sink_blocks']}, got {self.num_sink_blocks}."
-            )
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"`num_attention_heads` ({self.num_attention_heads}) is not a multiple of `num_key_value_heads` "
-                f"({self.num_key_value_heads}); query heads share key/value heads in equal groups."
-            )
-        if self.head_dim is None:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) is not a multiple of `num_attention_heads` "
-                f"({self.num_attention_heads}); change one of them, or set `head_dim`."
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"`head_dim` must be even for rotary positions, got {self.head_dim}.")
-        for name in ("hidden_dropout", "attention_dropout", "classifier_dropout"):
-            rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < 1:
-                raise ValueError(f"`{name}` must be in [0, 1), got {rate}.")
-        if not 0 < self.rms_norm_eps < math.inf:
-            raise ValueError(f"`rms_norm_eps` must be above 0 and finite, got {self.rms_norm_eps}.")
-        if not 0 <= self.initializer_range < math.inf:
-            raise ValueError(f"`initializer_range` must be 0 or more and finite, got {self.initializer_range}.")
-        if self.pad_token_id is not None and not -self.vocab_size <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"`pad_token_id` ({self.pad_token_id}) is none of the `vocab_size={self.vocab_size}` tokens."
-            )
-
-    def _validate_choices(self) -> None:
-        choices = {
-            "attention_bias": ATTENTION_BIASES,
-            "sort_granularity": SORT_GRANULARITIES,
-            "sort_net": SORT_NETS,
-            "sort_pooling": SORT_POOLINGS,
-            "sort_assignment": SORT_ASSIGNMENTS,
-            "causal_balancing": CAUSAL_BALANCINGS,
-            "classifier_pooling": (None, *CLASSIFIER_POOLINGS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {list(allowed)}, got {getattr(self, name)!r}.")
-        classes = self.architectures
-        if classes is not None and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
-            raise ValueError(f"`architectures` must be a list of class names, got {classes!r}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"`hidden_act` must be one of {sorted(ACT2FN)}, got {self.hidden_act!r}.")
-
-    def _validate_sorting(self) -> None:
-        if self.sinkhorn_iterations < 0:
-            raise ValueError(
-                f"`sinkhorn_iterations` must be 0 or more, got {self.sinkhorn_iterations}; 0 is a plain row softmax."
-            )
-        if self.sinkhorn_iterations > LARGEST["sinkhorn_iterations"]:
-            raise ValueError(
-                f"`sinkhorn_iterations` must be at most {LARGEST['sinkhorn_iterations']}, got "
-                f"{self.sinkhorn_iterations}."
-            )
-        if not 1e-6 <= self.sinkhorn_temperature <= 1e6:  # beyond, the logits overflow
-            raise ValueError(f"`sinkhorn_temperature` must be above 0 (1e-6 to 1e6), got {self.sinkhorn_temperature}.")
-        if self.sort_assignment == "soft" and self.num_sorted_blocks > 1:
-            raise ValueError(
-                f"`num_sorted_blocks={self.num_sorted_blocks}` needs `sort_assignment='hard'`: a soft sort gives one "
-                "mixed block per block."
-            )
-        if not 0 < self.sort_capacity <= 1e6:
-            raise ValueError(f"`sort_capacity` must be above 0 (at most 1e6), got {self.sort_capacity}.")
-        self._validate_granularity()
-        if self.sort_net == "keys" and self.block_size % self.key_piece_size:
-            raise ValueError(
-                f"`block_size` ({self.block_size}) is not a multiple of `key_piece_size` ({self.key_piece_size}), the "
-                "tokens whose keys are averaged: change one of them, or use `sort_net='index'`."
-            )
-        if self.sort_net in ("linear", "mlp") and self.max_num_blocks < 1:
-            raise ValueError(
-                f"`max_position_embeddings` ({self.max_position_embeddings}) is below `block_size` "
-                f"({self.block_size}), which leaves a '{self.sort_net}' SortNet no block; raise the first, lower the "
-                "second, or use `sort_net='bilinear'`."
-            )
-
-    def _validate_granularity(self) -> None:
-        by = f"`sort_granularity='{self.sort_granularity}'` with `sort_net='{self.sort_net}'`"
-        if self.sort_granularity == "block" and self.sort_net not in KEY_SORT_NETS:
-            return
-        if self.sort_assignment != "hard":
-            raise ValueError(
-                f"{by} needs `sort_assignment='hard'`, which reads whole blocks: set it, or use "
-                "`sort_granularity='block'` and `sort_net='bilinear'` for a soft sort."
-            )
-        if "sortcut_attention" in self.layer_types:
-            raise ValueError(
-                f"`layer_types` holds 'sortcut_attention', where all queries read the same blocks, but {by} lets "
-                "queries choose: use 'sinkhorn_attention', or `sort_granularity='block'` and `sort_net='bilinear'`."
-            )
-        if self.sort_granularity == "token" and self.sort_net in ("linear", "mlp"):
-            raise ValueError(
-                f"{by} cannot be: this SortNet reads whole blocks. Use `sort_net='bilinear'`, 'keys' or 'index'."
-            )
-
-    def _validate_rope(self) -> None:
-        """The library only warns of wrong RoPE parameters, and fails later: here the frequencies are computed once."""
-        if self.rope_parameters.get("partial_rotary_factor", 1) != 1:
-            raise ValueError(
-                f"`rope_parameters` hold a `partial_rotary_factor` of "
-                f"{self.rope_parameters['partial_rotary_factor']}, but all of a head is rotated here: leave it out."
-            )
-        try:
-            rope_type, theta = self.rope_parameters["rope_type"], float(self.rope_parameters["rope_theta"])
-            is_valid = 0 < theta <= 1e18
-            if is_valid and rope_type != "default":
-                with torch.device("cpu"):  # models are built on "meta", where tensors have no values
-                    frequencies, scale = ROPE_INIT_FUNCTIONS[rope_type](self, torch.device("cpu"))
-                is_valid = len(frequencies) == self.head_dim // 2 and bool(frequencies.isfinite().all())
-                is_valid = is_valid and math.isfinite(scale)
-        except Exception as error:
-            raise ValueError(
-                f"`rope_parameters` ({self.rope_parameters}) give no RoPE: {describe_error(error)}"
-            ) from error
-        if not is_valid:
-            raise ValueError(f"`rope_parameters` ({self.rope_parameters}) give no frequencies that are finite.")
-
-
-def describe_error(error: Exception) -> str:
-    return str(error) if isinstance(error, (ValueError, StrictDataclassError)) else f"{type(error).__name__}: {error}"
+        """Refuses what cannot work."""
+        check_architecture(self)
 
 
 SinkhornConfig.register_for_auto_class()

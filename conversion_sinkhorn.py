@@ -20,11 +20,13 @@ from transformers.masking_utils import sdpa_mask
 
 
 try:  # any package
-    from .configuration_sinkhorn import KEY_SORT_NETS, SinkhornConfig
+    from .configuration_sinkhorn import SinkhornConfig
     from .modeling_sinkhorn import SinkhornForCausalLM
+    from .validation_sinkhorn import KEY_SORT_NETS
 except ImportError:  # flat modules, as installed
-    from configuration_sinkhorn import KEY_SORT_NETS, SinkhornConfig
+    from configuration_sinkhorn import SinkhornConfig
     from modeling_sinkhorn import SinkhornForCausalLM
+    from validation_sinkhorn import KEY_SORT_NETS
 
 
 # What differs between the families; everything else has the same names and meanings.

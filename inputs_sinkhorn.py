@@ -18,8 +18,10 @@ from transformers.utils.import_utils import is_tracing
 
 try:  # a folder on the Hub, or any package
     from .compatibility_sinkhorn import is_exporting
+    from .layout_sinkhorn import LayoutInputs, fixed_length
 except ImportError:  # flat modules, as installed
     from compatibility_sinkhorn import is_exporting
+    from layout_sinkhorn import LayoutInputs, fixed_length
 
 
 def check_arguments(
@@ -208,3 +210,35 @@ def cache_to_use(
     if cache is None and use_cache and not is_training:
         return DynamicCache(config=config)
     return cache
+
+
+def layout_inputs(
+    config: Any,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    documents: Tensor | None,
+    cache: Cache | None,
+) -> LayoutInputs:
+    """What the layout of a batch is made of. Raises where the mask or the cache does not go with it."""
+    batch, num_tokens = inputs_embeds.shape[:2]
+    past_length = 0 if cache is None else cache.get_seq_length()
+    if isinstance(past_length, Tensor) and not is_tracing(past_length):
+        past_length = int(past_length)
+    attention_mask = check_mask(attention_mask, batch, num_tokens, past_length, fixed_length(cache))
+    past_counts = None
+    if cache is not None:
+        past_counts = count_past_tokens(attention_mask, past_length, inputs_embeds)
+        if is_tracing(inputs_embeds):
+            check_exported_cache(cache)
+        else:
+            check_cache(cache, config.layer_types, past_counts)
+    return LayoutInputs(
+        shape=(batch, num_tokens),
+        device=inputs_embeds.device,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        documents=None if documents is None else documents.expand(batch, -1),
+        past_length=past_length,
+        past_counts=past_counts,
+    )

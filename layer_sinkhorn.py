@@ -10,13 +10,15 @@ from transformers.utils import TransformersKwargs
 
 
 try:  # a folder on the Hub, or any package
-    from .attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
+    from .attention_sinkhorn import SinkhornAttention
+    from .base_attention_sinkhorn import SinkhornFullAttention
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import Layout
     from .norm_sinkhorn import SinkhornRMSNorm
     from .token_attention_sinkhorn import SinkhornTokenAttention
 except ImportError:  # flat modules, as installed
-    from attention_sinkhorn import SinkhornAttention, SinkhornFullAttention
+    from attention_sinkhorn import SinkhornAttention
+    from base_attention_sinkhorn import SinkhornFullAttention
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import Layout
     from norm_sinkhorn import SinkhornRMSNorm

@@ -34,18 +34,9 @@ try:  # a folder on the Hub, or any package
     from .compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from .configuration_sinkhorn import SinkhornConfig
     from .generation_sinkhorn import SinkhornGenerationMixin
-    from .inputs_sinkhorn import (
-        cache_to_use,
-        check_arguments,
-        check_cache,
-        check_exported_cache,
-        check_mask,
-        check_one_document,
-        count_past_tokens,
-        packed_documents,
-    )
+    from .inputs_sinkhorn import cache_to_use, check_arguments, check_one_document, layout_inputs, packed_documents
     from .layer_sinkhorn import SinkhornLayer
-    from .layout_sinkhorn import LayoutInputs, fixed_length, make_layout
+    from .layout_sinkhorn import make_layout
     from .norm_sinkhorn import SinkhornRMSNorm
     from .outputs_sinkhorn import (
         SinkhornCausalLMOutput,
@@ -62,18 +53,9 @@ except ImportError:  # flat modules, as installed
     from compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from configuration_sinkhorn import SinkhornConfig
     from generation_sinkhorn import SinkhornGenerationMixin
-    from inputs_sinkhorn import (
-        cache_to_use,
-        check_arguments,
-        check_cache,
-        check_exported_cache,
-        check_mask,
-        check_one_document,
-        count_past_tokens,
-        packed_documents,
-    )
+    from inputs_sinkhorn import cache_to_use, check_arguments, check_one_document, layout_inputs, packed_documents
     from layer_sinkhorn import SinkhornLayer
-    from layout_sinkhorn import LayoutInputs, fixed_length, make_layout
+    from layout_sinkhorn import make_layout
     from norm_sinkhorn import SinkhornRMSNorm
     from outputs_sinkhorn import (
         SinkhornCausalLMOutput,
@@ -144,7 +126,6 @@ class SinkhornModel(SinkhornPreTrainedModel):
         check_arguments(self.config, input_ids, inputs_embeds, position_ids, is_causal)
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        batch, num_tokens = inputs_embeds.shape[:2]
         if kwargs.get("output_attentions") and self.config._attn_implementation != "eager":
             logger.warning_once(
                 "`output_attentions=True` needs the eager implementation: call "
@@ -156,29 +137,11 @@ class SinkhornModel(SinkhornPreTrainedModel):
         # As in the library: without gradients nothing runs twice.
         recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
         cache = cache_to_use(self.config, cache, use_cache and documents is None, self.training, recomputes)
-        past_length = 0 if cache is None else cache.get_seq_length()
-        if isinstance(past_length, Tensor) and not is_tracing(past_length):
-            past_length = int(past_length)
-        attention_mask = check_mask(attention_mask, batch, num_tokens, past_length, fixed_length(cache))
-        past_counts = None
-        if cache is not None:
-            past_counts = count_past_tokens(attention_mask, past_length, inputs_embeds)
-            if is_tracing(inputs_embeds):
-                check_exported_cache(cache)
-            else:
-                check_cache(cache, self.config.layer_types, past_counts)
-        self.rotary_emb.update_for(inputs_embeds, attention_mask, position_ids, past_length)
+        inputs = layout_inputs(self.config, inputs_embeds, attention_mask, position_ids, documents, cache)
+        self.rotary_emb.update_for(inputs_embeds, inputs.attention_mask, position_ids, inputs.past_length)
         layout = make_layout(
             self.config,
-            LayoutInputs(
-                shape=(batch, num_tokens),
-                device=inputs_embeds.device,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                documents=None if documents is None else documents.expand(batch, -1),
-                past_length=past_length,
-                past_counts=past_counts,
-            ),
+            inputs,
             partial(self.rotary_emb.tables, dtype=inputs_embeds.dtype),
             cache,
             maps=kwargs.get("output_attentions", self.config.output_attentions),

@@ -8,13 +8,13 @@ from transformers.utils.output_capturing import OutputRecorder
 
 
 try:  # a folder on the Hub, or any package
-    from .attention_sinkhorn import SinkhornBaseAttention
+    from .base_attention_sinkhorn import SinkhornBaseAttention
     from .configuration_sinkhorn import SinkhornConfig
     from .layer_sinkhorn import SinkhornLayer
     from .loading_sinkhorn import check_loaded, explain_loading_errors
     from .sort_net_sinkhorn import SinkhornSortNet
 except ImportError:  # flat modules, as installed
-    from attention_sinkhorn import SinkhornBaseAttention
+    from base_attention_sinkhorn import SinkhornBaseAttention
     from configuration_sinkhorn import SinkhornConfig
     from layer_sinkhorn import SinkhornLayer
     from loading_sinkhorn import check_loaded, explain_loading_errors

@@ -51,6 +51,8 @@ class SinkhornSortNet(nn.Module):
         super().__init__()
         self.config = config
         self.compares_keys = config.sort_net in ("keys", "index")
+        # Not the number of heads, of which a process has a part under tensor parallelism.
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         if config.sort_net == "index":
             self.index_proj = nn.Parameter(
                 torch.empty(config.num_key_value_heads, config.head_dim, config.index_head_dim)
@@ -138,7 +140,7 @@ class SinkhornSortNet(nn.Module):
 
     def compared_queries(self, query: Tensor) -> Tensor:
         """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`."""
-        query = query.flatten(1, 2).unflatten(2, (self.config.num_key_value_heads, -1)).permute(0, 2, 3, 1, 4)
+        query = query.flatten(1, 2).unflatten(2, (-1, self.num_key_value_groups)).permute(0, 2, 3, 1, 4)
         return self._compared(query)
 
     def compared_keys(self, key: Tensor) -> Tensor:
@@ -148,8 +150,11 @@ class SinkhornSortNet(nn.Module):
     def _compared(self, x: Tensor) -> Tensor:
         if self.config.sort_net == "keys":
             return _at_least_float32(x.detach())
+        projection = self.index_proj
+        if hasattr(projection, "to_local"):  # under tensor parallelism, a part for the heads of this process
+            projection = projection.to_local()
         with maybe_autocast(device_type=x.device.type, enabled=False):
-            return _at_least_float32(x) @ _at_least_float32(self.index_proj).unsqueeze(1)
+            return _at_least_float32(x) @ _at_least_float32(projection).unsqueeze(1)
 
     def key_scores(
         self,

@@ -14,19 +14,19 @@ from torch import Tensor
 
 try:  # a folder on the Hub, or any package
     from .attention_sinkhorn import SinkhornAttention
+    from .base_attention_sinkhorn import ProjectedBlocks
     from .cached_attention_sinkhorn import CacheLayer, all_keys_and_values, keep_pieces, local_keys_and_values
     from .layout_sinkhorn import BlockLayout
     from .maps_sinkhorn import tokens_of_slots
-    from .rotary_sinkhorn import apply_rotary
     from .routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from .routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from .sorting_sinkhorn import HardSort, block_sums
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
+    from base_attention_sinkhorn import ProjectedBlocks
     from cached_attention_sinkhorn import CacheLayer, all_keys_and_values, keep_pieces, local_keys_and_values
     from layout_sinkhorn import BlockLayout
     from maps_sinkhorn import tokens_of_slots
-    from rotary_sinkhorn import apply_rotary
     from routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from sorting_sinkhorn import HardSort, block_sums
@@ -40,20 +40,12 @@ class SinkhornTokenAttention(SinkhornAttention):
     """`"sinkhorn_attention"` and `"mixture_attention"` with `sort_granularity="token"`."""
 
     def attend_to_rows(
-        self,
-        blocks: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: BlockLayout,
-        maps: bool,
-        keeps_matrix: bool,
+        self, projected: ProjectedBlocks, layout: BlockLayout, maps: bool, keeps_matrix: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         grid, config = layout.grid, self.config
-        tables = layout.tables.unsqueeze(-2)
-        query, key = apply_rotary(query, *tables), apply_rotary(key, *tables)
+        inputs, query, key, value = projected.rotated(layout.tables)
         key_blocks, value_blocks = (x.permute(0, 3, 1, 2, 4) for x in (key, value))
-        scores = self.sort_net.scores_of_tokens(blocks, query, key_blocks, layout)
+        scores = self.sort_net.scores_of_tokens(inputs, query, key_blocks, layout)
         before = None
         if config.is_decoder and config.sinkhorn_iterations > 0:
             before = even_shares_before(layout.candidates, grid.filled, config.block_size)
@@ -75,25 +67,16 @@ class SinkhornTokenAttention(SinkhornAttention):
         return *self._attend(query, choice, sources, (key, value), layout, maps), plan
 
     def attend_from_cache(
-        self,
-        cache: CacheLayer,
-        blocks: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layout: BlockLayout,
-        maps: bool,
-        keeps_matrix: bool,
+        self, cache: CacheLayer, projected: ProjectedBlocks, layout: BlockLayout, maps: bool, keeps_matrix: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         cached, config = layout.cached, self.config
-        tables = layout.tables.unsqueeze(-2)
-        query, key = apply_rotary(query, *tables), apply_rotary(key, *tables)
+        inputs, query, key, value = projected.rotated(layout.tables)
         cache.make_room(cached, config.block_size, like=key)
         balances = config.sinkhorn_iterations > 0
         cache.crops_anywhere = self.sort_net.compares_keys and not balances
         cache.apply_crop(cached)
         cache.append(key, value, cached, rotated=True)
-        scores = self._scores_in_cache(blocks, query, layout, cache)
+        scores = self._scores_in_cache(inputs, query, layout, cache)
         before, columns, keep_sums = None, None, None
         if balances:
             before = even_shares_of_cache(config, cached)
@@ -117,20 +100,20 @@ class SinkhornTokenAttention(SinkhornAttention):
         return *self._attend(query, choice, sources, everything, layout, maps), plan
 
     def _scores_in_cache(
-        self, blocks: Tensor, query: Tensor, layout: BlockLayout, cache: CacheLayer
+        self, inputs: Tensor, query: Tensor, layout: BlockLayout, cache: CacheLayer
     ) -> BlockScores | KeyScores:
         cached, sort_net = layout.cached, self.sort_net
         if sort_net.compares_keys:
             own_key = keep_pieces(sort_net, layout, cache)
             pieces = cache.pieces(cached, sort_net.piece_size)
             return sort_net.key_scores(sort_net.compared_queries(query), pieces, own_key, cached.slots)
-        whole = cache.append_inputs(blocks, cached)
+        whole = cache.append_inputs(inputs, cached)
         if whole is not None:
-            means = (block_sums(whole) / self.config.block_size).to(blocks.dtype)
+            means = (block_sums(whole) / self.config.block_size).to(inputs.dtype)
             columns = cache.put_blocks("column_features", sort_net.column_proj(means), cached)
         else:
             columns = cache.column_features[:, : cached.num_blocks]
-        return sort_net.block_scores(sort_net.row_proj(blocks), columns)
+        return sort_net.block_scores(sort_net.row_proj(inputs), columns)
 
     def _route(self, scores, routing: Routing, keeps_plan: bool, columns=None, keep_sums=None):
         config = self.config

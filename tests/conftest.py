@@ -52,6 +52,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _seeds_of_devices_that_are_there() -> None:
+    """For each other one torch keeps a traceback of every seed, until it starts: a millisecond a time."""
+    import torch
+
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        if not device.is_available():
+            device.manual_seed_all = lambda seed: None
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seed() -> Iterator[None]:
     """Every test draws the same numbers, whichever tests ran before it."""

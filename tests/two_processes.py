@@ -26,6 +26,7 @@ from modeling_sinkhorn import (
     SinkhornForSequenceClassification,
     SinkhornForTokenClassification,
 )
+from validation_sinkhorn import KEY_SORT_NETS
 
 
 HEADS = (
@@ -57,7 +58,8 @@ def _begin(rank: int, function: Callable, rendezvous: str, args: tuple) -> None:
 def make(model_class: type, assignment: str = "soft", **overrides) -> nn.Module:
     """Every layer type that the head allows, the same weights in each process, no noise."""
     is_decoder = overrides.pop("is_decoder", model_class is SinkhornForCausalLM)
-    kinds = [kind for kind in ALL_LAYERS if not (is_decoder and kind == "sortcut_attention")]
+    queries_choose = overrides.get("sort_net") in KEY_SORT_NETS
+    kinds = [kind for kind in ALL_LAYERS if not ((is_decoder or queries_choose) and kind == "sortcut_attention")]
     torch.manual_seed(0)
     config = tiny_config(
         num_hidden_layers=len(kinds),
@@ -258,7 +260,7 @@ def fsdp_by_trainer(rank: int, folder: str) -> None:
 def tensor_parallel(rank: int, folder: str, overrides: dict) -> None:
     """Heads and feed-forward units are divided between the processes; each sees the whole batch."""
     for model_class in (SinkhornForSequenceClassification, SinkhornForCausalLM):
-        for assignment in ("soft", "hard"):
+        for assignment in ("hard",) if overrides.get("sort_net") in KEY_SORT_NETS else ("soft", "hard"):
             alone, path = make(model_class, assignment, **overrides), f"{folder}/{model_class.__name__}-{assignment}"
             if rank == 0:
                 alone.save_pretrained(path)
@@ -266,6 +268,8 @@ def tensor_parallel(rank: int, folder: str, overrides: dict) -> None:
             divided = type(alone).from_pretrained(path, distributed_config=DistributedConfig(tp_plan="auto"))
             attention = divided.model.layers[0].self_attn
             assert attention.q_proj.weight.to_local().shape[0] * 2 == attention.q_proj.weight.shape[0]
+            if overrides.get("sort_net") == "index":
+                assert attention.sort_net.index_proj.to_local().shape == (1, 4, 16)
             for length in (22, 37):
                 batch = batch_for(model_class, length)
                 losses = []

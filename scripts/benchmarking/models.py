@@ -30,7 +30,7 @@ from transformers import (
     ReformerModel,
 )
 
-from attention_sinkhorn import SinkhornBaseAttention
+from base_attention_sinkhorn import SinkhornBaseAttention
 from common.model_settings import recorded_settings, round_up
 from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel

@@ -31,6 +31,7 @@ import modeling_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
 from helpers import BESIDE_THE_MODEL, SCRIPTS
 from hub_server import Blob, HubServer, Repository
+from maintenance.recipes import RECIPES
 
 
 # Names, not secrets: the server below knows them, nothing else does.
@@ -435,7 +436,7 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("model", SHIPPED)
-def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, puller, model):
+def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, puller, model, tmp_path):
     root = SCRIPTS.parent
     (command,) = re.findall(
         r"scripts/push_to_hub.py (.*/sinkhorn-sotu-lm)$", (root / "docs" / "hub.md").read_text(), re.M
@@ -462,6 +463,18 @@ def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, pull
     here = pipeline(task, model=str(root / "checkpoints" / model))(text, **options)
     assert result.report["answer"] == json.loads(json.dumps(here, default=float))
     assert result.report["module"].startswith("transformers_modules.")
+    snippets = re.findall(r"^```python\n(.*?)^```$", there["README.md"].decode(), re.DOTALL | re.MULTILINE)
+    assert snippets
+    for code in snippets:  # as the card has them
+        assert f'"{repo}"' in code
+        program = tmp_path / "snippet.py"
+        program.write_text(code, encoding="utf-8")
+        result = puller.do("script", argv=[str(program)], endpoint=None)
+        assert result.status == 0 and result.output.strip(), result.output
+
+
+def test_every_shipped_model_is_pushed():
+    assert SHIPPED.keys() == RECIPES.keys()
 
 
 def test_the_librarys_upload_of_a_shipped_folder_is_whole(hub, pusher):

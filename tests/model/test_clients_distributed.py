@@ -45,21 +45,28 @@ def test_fsdp_of_accelerate_wraps_each_layer(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"sort_net": "linear", "attention_bias": True, "tie_word_embeddings": False}, {"sort_net": "mlp"}],
+    [
+        {},
+        {"sort_net": "linear", "attention_bias": True, "tie_word_embeddings": False},
+        {"sort_net": "mlp"},
+        {"sort_net": "index"},
+        {"sort_net": "index", "sort_granularity": "token"},
+        {"sort_net": "keys", "key_piece_size": 2},
+    ],
     ids=str,
 )
 def test_tensor_parallel(overrides, tmp_path):
     two_processes.run_in_two(two_processes.tensor_parallel, tmp_path, str(tmp_path), overrides)
 
 
-@pytest.mark.parametrize("sort_net", ["bilinear", "linear", "mlp"])
+@pytest.mark.parametrize("sort_net", ["bilinear", "linear", "mlp", "keys", "index"])
 @pytest.mark.parametrize("layer_type", ["sinkhorn_attention", "local_attention"])
 def test_the_tensor_parallel_plan_names_what_the_model_has(layer_type, sort_net):
-    model = SinkhornModel(tiny_config(layer_type, sort_net=sort_net))
-    linear = {
-        name.replace("layers.0", "layers.*")
-        for name, module in model.named_modules()
-        if "layers.0" in name and hasattr(module, "out_features")
+    model = SinkhornModel(tiny_config(layer_type, sort_net=sort_net, sort_assignment="hard", key_piece_size=2))
+    expected = {
+        name.removesuffix(".weight").replace("layers.0", "layers.*")
+        for name, parameter in model.named_parameters()
+        if "layers.0" in name and parameter.dim() > 1
     }
     # The hidden layer of an "mlp" SortNet has no heads: every process computes the whole of it.
-    assert set(model.config.base_model_tp_plan) == {name for name in linear if not name.endswith("hidden_proj")}
+    assert set(model.config.base_model_tp_plan) == {name for name in expected if not name.endswith("hidden_proj")}

@@ -275,37 +275,6 @@ def test_compiles_whole_for_every_length(layer_type, assignment, is_decoder):
                 assert_close(parameter.grad, gradient, 1e-4)
 
 
-SHALLOW = {"num_hidden_layers": 1, "sinkhorn_iterations": 2}  # what a graph has twice, it has to be made twice for
-
-
-# Each is five seconds of export. Below, whole blocks are traced with a mask.
-@pytest.mark.parametrize("traced", [22, pytest.param(24, marks=pytest.mark.slow)])
-def test_exports_with_a_dynamic_length_without_a_mask(traced):
-    model = make(SinkhornForSequenceClassification, **SHALLOW)
-    shapes = {"input_ids": {1: torch.export.Dim.AUTO}}
-    exported = torch.export.export(model, (), {"input_ids": tokens(2, traced)}, dynamic_shapes=shapes)
-    for num_tokens in (5, 22, 24, 61):
-        ids = tokens(2, num_tokens)
-        assert_close(exported.module()(input_ids=ids).logits, model(ids).logits)
-
-
-def test_exports_with_a_dynamic_length():
-    model = make(SinkhornForSequenceClassification, **SHALLOW)
-    ids = tokens(2, 24)
-    mask = torch.ones_like(ids)
-    length = torch.export.Dim.AUTO
-    exported = torch.export.export(
-        model,
-        (),
-        {"input_ids": ids, "attention_mask": mask},
-        dynamic_shapes={"input_ids": {1: length}, "attention_mask": {1: length}},
-    )
-    for num_tokens in (5, 9, 24, 61):  # torch makes a graph of its own for size 1, here: for a single block
-        ids, mask = tokens(2, num_tokens), padding_masks(num_tokens)[:2]
-        actual = exported.module()(input_ids=ids, attention_mask=mask).logits
-        assert_close(actual, model(ids, attention_mask=mask).logits)
-
-
 # Heads ---------------------------------------------------------------------------------------------------------------
 
 

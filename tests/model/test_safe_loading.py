@@ -28,7 +28,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoModelForTokenClassification
 
-from configuration_sinkhorn import LARGEST
 from helpers import tiny_config
 from hub_server import Blob, HubServer, Repository
 from loading_sinkhorn import WrongShapes, WrongWeights
@@ -39,6 +38,7 @@ from modeling_sinkhorn import (
     SinkhornForTokenClassification,
     SinkhornModel,
 )
+from validation_sinkhorn import LARGEST
 
 
 Classifier = SinkhornForSequenceClassification

@@ -1,0 +1,1 @@
+../../base_attention_sinkhorn.py
