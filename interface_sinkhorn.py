@@ -361,9 +361,9 @@ def sinkhorn_attention_forward(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: SparseMask, dropout: float, scaling: float | None
 ) -> Tensor:
-    """`query` `(B, H, L, D)`, `key` and `value` `(B, G, L or more, D)`. Returns `(B, L, H, D)`."""
+    """`query` `(B, H, L, D)`, `key` and `value` `(B, G, L, D)`. Returns `(B, L, H, D)`."""
     grid, (heads, num_tokens, width) = mask.layout.grid, query.shape[1:]
-    if num_tokens != grid.num_tokens or value.shape[-1] != width:
+    if num_tokens != grid.num_tokens or value.shape[2:] != (num_tokens, width):
         raise InterfaceError(
             f"Queries {tuple(query.shape)} and values {tuple(value.shape)} do not fit a mask of {grid.num_tokens} "
             "tokens: a prefix before the keys, and values of another width, are unsupported."
@@ -371,7 +371,7 @@ def _attend(
     if scaling is not None and scaling != width**-0.5:
         query = query * (scaling * width**0.5)  # ours is fixed
     attention = _attention(mask.settings, mask.causal, heads, key.shape[1], width, dropout, mask.layer_type)
-    blocks = (to_blocks(x[:, :, :num_tokens].transpose(1, 2), grid) for x in (query, key, value))
+    blocks = (to_blocks(x.transpose(1, 2), grid) for x in (query, key, value))
     query_blocks, *others = blocks
     # What is compared are queries and keys, so the input of the layer is not needed.
     output, _, _ = attention.attend_to_rows(query_blocks, query_blocks, *others, mask.layout, False, False)

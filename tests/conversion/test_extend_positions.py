@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """`extend_positions.py`: a folder in, a complete folder out, for longer inputs."""
 
+import copy
 import json
 
 import pytest
@@ -33,8 +34,9 @@ def make(tmp_path, tiny_tokenizer):
             fields |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
         model = auto_class.from_config(AutoConfig.for_model(kind, **(fields | overrides)))
         model.save_pretrained(tmp_path / "source")
-        tiny_tokenizer.model_max_length = 10
-        tiny_tokenizer.save_pretrained(tmp_path / "source")
+        tokenizer = copy.deepcopy(tiny_tokenizer)  # other tests read it too
+        tokenizer.model_max_length = 10
+        tokenizer.save_pretrained(tmp_path / "source")
         return model.eval()
 
     return make

@@ -503,6 +503,8 @@ def test_attention_of_another_kind_is_refused():
     mask = sinkhorn_mask(1, 390, 390, config=BertConfig())
     with pytest.raises(InterfaceError, match="do not fit a mask of 390"):
         attend(module, states, states, states, mask)
+    with pytest.raises(InterfaceError, match="do not fit a mask of 390"):  # keys with a prefix
+        attend(module, states[:, :, :390], states, states, mask)
     with pytest.raises(InterfaceError, match="cross attention, or a prefix"):
         sinkhorn_mask(1, 390, 200, config=BertConfig(), mask_function=interface_sinkhorn.bidirectional_mask_function)
     t5 = T5EncoderModel(T5Config(d_model=16, d_kv=8, num_heads=2, num_layers=1, d_ff=8, vocab_size=60))

@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """`attn_implementation="sinkhorn"` as people use it: the Trainer, `pipeline()`, sentence_transformers, our scripts."""
 
+import copy
 import json
 
 import pytest
@@ -32,6 +33,7 @@ def save(folder, kind, auto_class, tokenizer, **fields):
     torch.manual_seed(0)
     fields = TYPES[kind] | {"vocab_size": len(tokenizer), "initializer_range": 0.1} | fields
     auto_class.from_config(AutoConfig.for_model(kind, **fields)).save_pretrained(folder)
+    tokenizer = copy.deepcopy(tokenizer)  # other tests read it too
     tokenizer.model_max_length = 160
     tokenizer.save_pretrained(folder)
     return folder
