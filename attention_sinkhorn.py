@@ -18,25 +18,37 @@ from transformers.utils import TransformersKwargs
 
 try:  # a folder on the Hub, or any package
     from .base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
-    from .block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
+    from .block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
     from .cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout, Layout
     from .maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
-    from .masks_sinkhorn import hard_sorted_mask, join_masks
+    from .masks_sinkhorn import join_masks
     from .sort_net_sinkhorn import SinkhornSortNet
-    from .sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
+    from .sorted_blocks_sinkhorn import (
+        SortedBlocks,
+        blocks_to_gather,
+        gather_sorted_blocks,
+        mix_blocks,
+        place_mixed_blocks,
+    )
     from .sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
 except ImportError:  # flat modules, as installed
     from base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
-    from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
+    from block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
     from cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout, Layout
     from maps_sinkhorn import attend_by_map, local_map, map_of_tokens, sortcut_map, sorted_map, source_shares
-    from masks_sinkhorn import hard_sorted_mask, join_masks
+    from masks_sinkhorn import join_masks
     from sort_net_sinkhorn import SinkhornSortNet
-    from sorted_blocks_sinkhorn import SortedBlocks, gather_sorted_blocks, mix_blocks, place_mixed_blocks
+    from sorted_blocks_sinkhorn import (
+        SortedBlocks,
+        blocks_to_gather,
+        gather_sorted_blocks,
+        mix_blocks,
+        place_mixed_blocks,
+    )
     from sorting_sinkhorn import always_read, from_blocks, hard_assignment, local_offsets, to_blocks
 
 
@@ -159,11 +171,11 @@ class SinkhornAttention(SinkhornBaseAttention):
 
     def _uses_block_attention(self, query: Tensor) -> bool:
         config = self.config
+        reads_itself_alone = config.num_local_blocks == 1 and config.num_sink_blocks == 0
         return (
             is_block_attention_supported(query)
             and self.layer_type in ("sinkhorn_attention", "local_attention")
-            and config.num_local_blocks == 1
-            and config.num_sink_blocks == 0
+            and (reads_itself_alone or (query.device.type == "cpu" and not self.mixes_keys))
             and config._attn_implementation == "sdpa"
             and not (self.training and config.attention_dropout > 0)
         )
@@ -172,22 +184,19 @@ class SinkhornAttention(SinkhornBaseAttention):
         self, projected: ProjectedBlocks, sort_matrix: Tensor | None, layout: BlockLayout, maps: bool
     ) -> tuple[Tensor, None]:
         """As `_attend_in_whole`, in less time and memory, and without maps."""
-        sorted_blocks, sorted_mask = None, None
+        config = self.config
         key, value = (x.permute(0, 3, 1, 2, 4) for x in (projected.key, projected.value))
-        if self.sorts:
-            if key.device.type == "cpu":
-                key, value = key.contiguous(), value.contiguous()  # read twice, by sorting and by attention
-            if self.mixes_keys:
-                mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, bool(self.config.attention_bias))
-                sorted_blocks = MixedBlocks(*mixed, layout.sorted_tables)
-                sorted_mask = None if layout.sorted_mask is None else layout.sorted_mask.unsqueeze(2)
-            else:
-                choice = hard_assignment(sort_matrix, layout.candidates, self.config.num_sorted_blocks)
-                sorted_blocks = GatheredBlocks(choice.index, choice.weight)
-                sorted_mask = hard_sorted_mask(choice, layout.grid.filled, self.config.block_size)
-        mask = self._block_mask(sorted_mask, layout, self.config.num_sorted_blocks if self.sorts else 0)
-        output = block_attention(projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling)
-        return output, None
+        if key.device.type == "cpu":
+            key, value = key.contiguous(), value.contiguous()  # read more than once
+        if self.mixes_keys:
+            mixed = mix_blocks(sort_matrix, key, value, layout, self.is_causal, bool(config.attention_bias))
+            sorted_blocks = MixedBlocks(*mixed, layout.sorted_tables)
+            sorted_mask = None if layout.sorted_mask is None else layout.sorted_mask.unsqueeze(2)
+            mask = self._block_mask(sorted_mask, layout, 1)
+        else:
+            choice = hard_assignment(sort_matrix, layout.candidates, config.num_sorted_blocks) if self.sorts else None
+            sorted_blocks, mask = blocks_to_gather(choice, layout, config, len(key))
+        return block_attention(projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
 
     # Keys that are rotated and in place, of whole rows or of a cache ----------------------------------------------
 
@@ -265,7 +274,7 @@ class SinkhornAttention(SinkhornBaseAttention):
         b = self.config.block_size
         num_local = self.config.num_sink_blocks + len(local_offsets(self.config.num_local_blocks, self.is_causal))
         sorted_mask = None if sorted_mask is None else sorted_mask.unsqueeze(3)
-        return join_masks(sorted_mask, num_sorted * b, local_mask, num_local * b, layout.tables.cos.device)
+        return join_masks(sorted_mask, num_sorted * b, local_mask, num_local * b)
 
     def _attend_to_kept_blocks(
         self, query: Tensor, sorted_blocks: SortedBlocks, maps: bool

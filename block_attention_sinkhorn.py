@@ -47,10 +47,10 @@ class MixedBlocks(NamedTuple):
 
 
 class GatheredBlocks(NamedTuple):
-    """Hard sorting: the numbers of the blocks next to each block, and their weights (1)."""
+    """Hard sorting: the numbers of the blocks next to each block, and their weights (1), `None` without a gradient."""
 
     index: Tensor  # (B, G, N, S)
-    weight: Tensor  # (B, G, N, S)
+    weight: Tensor | None  # (B, G, N, S); not None on a GPU
 
 
 def is_block_attention_supported(query: Tensor) -> bool:
@@ -83,7 +83,7 @@ def block_attention(
     Args:
         query: `(B, N, b, H, D)`, not rotated yet.
         key, value: `(B, G, N, b, D)`, not rotated yet; contiguous where blocks are gathered from them.
-        tables: `(B or 1, N, b, D)`.
+        tables: `(B or 1, N, b, D)`, or `NO_ROTATION`.
         sorted_blocks: what is sorted next to the blocks; `None` for nothing.
         mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output
             for a query that may see nothing is finite, and has no meaning.
@@ -106,6 +106,9 @@ def block_attention_on_gpu(query, key, value, tables, sorted_blocks, mask, scali
     mixed, gathered = (
         sorted_blocks if isinstance(sorted_blocks, kind) else None for kind in (MixedBlocks, GatheredBlocks)
     )
+    if tables.cos is None:
+        zeros = query.new_zeros(1, *query.shape[1:3], query.shape[-1])
+        tables = RotaryTables(zeros + 1, zeros)
     return attend_on_gpu(query, key, value, tables, mixed, gathered, mask, scaling)
 
 
@@ -127,7 +130,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, grad_output):
         query, key, value, mixed_key, mixed_value, weight, index, mask, *tables = ctx.saved_tensors
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, ctx.scaling, *tables)
-        grads = _Gradients(chunk, weight)
+        grads = _Gradients(chunk, weight if ctx.needs_input_grad[5] else None)
         buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.values, chunk.weights)]
         for row, blocks in chunk.pieces():
             queries, keys, values, weights = chunk.load(row, blocks)
@@ -143,10 +146,10 @@ class _BlockAttention(torch.autograd.Function):
                 grad_weights, weights, -1, weights.dtype, grad_input=grad_weights
             )
             grad_queries = torch.baddbmm(upstream, grad_scores, keys, beta=0, alpha=ctx.scaling, out=upstream)
-            if index is not None:
+            if grads.weight is not None:
                 grads.store_weight(row, blocks, grad_values, values, add=False)
             grad_keys = torch.baddbmm(values, grad_scores.mT, queries, beta=0, alpha=ctx.scaling, out=values)
-            if index is not None:
+            if grads.weight is not None:
                 grads.store_weight(row, blocks, grad_keys, keys, add=True)
             grads.store(row, blocks, grad_queries, grad_keys, grad_values)
         return grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight, *[None] * 7
@@ -166,8 +169,10 @@ class _Chunk:
         if index is not None:
             num_sorted = index.shape[-1]
         self.num_sorted = num_sorted * self.block_size
-        self.size = max(1, min(self.num_blocks, CHUNK_TOKENS // self.block_size))
         num_keys = self.num_sorted + self.block_size
+        # As many keys as those of one sorted block, and of the block itself, would be.
+        tokens = min(CHUNK_TOKENS, 2 * CHUNK_TOKENS * self.block_size // num_keys)
+        self.size = max(1, min(self.num_blocks, tokens // self.block_size))
         self.queries = query.new_empty(self.size, heads, self.block_size, width)
         self.keys = query.new_empty(self.size, self.num_groups, num_keys, width)
         self.values = torch.empty_like(self.keys)
@@ -217,13 +222,17 @@ class _Chunk:
         return (self.index[row, :, blocks] + first).transpose(0, 1).flatten()
 
     def tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
-        """`(n, 1, b, D)` each."""
+        """`(n, 1, b, D)` each, or `NO_ROTATION`."""
+        if self.own_tables[0] is None:
+            return self.own_tables
         return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.own_tables)
 
     def sorted_tables(self, row: int, blocks: slice) -> tuple[Tensor, ...]:
         """`(n, 1 or G, S * b, D)` each: of gathered blocks, those of their true positions."""
         if self.index is None:
             return tuple(x[row if len(x) > 1 else 0, blocks].unsqueeze(1) for x in self.mixed_tables)
+        if self.own_tables[0] is None:
+            return self.own_tables
         index = self.index[row, :, blocks].transpose(0, 1)
         tables = (x[row if len(x) > 1 else 0] for x in self.own_tables)
         return tuple(x.index_select(0, index.flatten()).view(*index.shape[:2], self.num_sorted, -1) for x in tables)
@@ -248,7 +257,7 @@ class _Gradients:
             self.key, self.value = torch.empty_like(chunk.key), torch.empty_like(chunk.value)
         else:  # a block may be read by many
             self.key, self.value = torch.zeros_like(chunk.key), torch.zeros_like(chunk.value)
-            self.weight = torch.empty_like(weight)
+            self.weight = None if weight is None else torch.empty_like(weight)
         if chunk.mixed_key is not None:
             self.mixed_key, self.mixed_value = torch.empty_like(chunk.mixed_key), torch.empty_like(chunk.mixed_value)
 
@@ -291,8 +300,10 @@ def _as_rows(blocks: Tensor) -> Tensor:
     return blocks.view(blocks.shape[0] * blocks.shape[1], -1)
 
 
-def _rotate(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, back: bool = False) -> Tensor:
+def _rotate(out: Tensor, x: Tensor, cos: Tensor | None, sin: Tensor | None, back: bool = False) -> Tensor:
     """`apply_rotary` of `x`, or its transpose (`back`), written into `out`, which may be a view."""
+    if cos is None:
+        return out.copy_(x)
     half, sign = x.shape[-1] // 2, -1 if back else 1
     torch.mul(x, cos, out=out)
     out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-sign)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 try:  # a folder on the Hub, or any package
     from .masks_sinkhorn import always_read_mask, earlier_slots, sorted_mask
-    from .rotary_sinkhorn import RotaryTables
+    from .rotary_sinkhorn import NO_ROTATION, RotaryTables
     from .sorting_sinkhorn import (
         BlockGrid,
         allowed_pairs,
@@ -31,7 +31,7 @@ try:  # a folder on the Hub, or any package
     )
 except ImportError:  # flat modules, as installed
     from masks_sinkhorn import always_read_mask, earlier_slots, sorted_mask
-    from rotary_sinkhorn import RotaryTables
+    from rotary_sinkhorn import NO_ROTATION, RotaryTables
     from sorting_sinkhorn import (
         BlockGrid,
         allowed_pairs,
@@ -182,8 +182,8 @@ def fixed_length(cache: Any | None) -> int | None:
     return lengths[0] if lengths else None
 
 
-def block_layout(config: Any, inputs: LayoutInputs, rotary: Rotary) -> BlockLayout:
-    """For whole rows."""
+def block_layout(config: Any, inputs: LayoutInputs, rotary: Rotary | None) -> BlockLayout:
+    """For whole rows. `rotary`: `None` where queries and keys come rotated."""
     causal, device = config.is_decoder, inputs.device
     _, num_tokens = inputs.shape
     if inputs.documents is None:
@@ -412,12 +412,14 @@ def _has_mixture(config: Any) -> bool:
     return "mixture_attention" in config.layer_types
 
 
-def _rotary_tables(config: Any, rotary: Rotary, positions: Tensor) -> tuple[RotaryTables, RotaryTables]:
+def _rotary_tables(config: Any, rotary: Rotary | None, positions: Tensor) -> tuple[RotaryTables, RotaryTables]:
     """
     Tables at `positions` `(B or 1, M, Q)`, and at those that softly sorted blocks are assumed to have. A mixed block
     has no position of its own: it is placed where the block that it is sorted to begins, in a decoder directly before
     the local blocks.
     """
+    if rotary is None:
+        return NO_ROTATION, NO_ROTATION
     b = config.block_size
     sorted_positions = positions[..., :1] + torch.arange(b, device=positions.device)
     if config.is_decoder:

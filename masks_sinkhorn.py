@@ -116,7 +116,7 @@ def always_read_mask(
         seen = seen & grid.filled.gather(1, rows).unflatten(1, index.shape[1:])
     seen = seen.flatten(2).unsqueeze(2)
     num_local = len(local_offsets(num_local_blocks, causal)) * grid.block_size
-    return join_masks(seen, seen.shape[-1], local, num_local, device)
+    return join_masks(seen, seen.shape[-1], local, num_local)
 
 
 def earlier_slots(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor | None:
@@ -132,15 +132,13 @@ def earlier_slots(grid: BlockGrid, causal: bool, device: torch.device) -> Tensor
     return mask
 
 
-def join_masks(
-    left: Tensor | None, left_size: int, right: Tensor | None, right_size: int, device: torch.device
-) -> Tensor | None:
+def join_masks(left: Tensor | None, left_size: int, right: Tensor | None, right_size: int) -> Tensor | None:
     """Two masks joined along the last dimension, of the sizes given; a missing one is all True."""
     if left is None and right is None:
         return None
     if left is None:
-        left = torch.ones(*[1] * right.dim(), dtype=torch.bool, device=device).expand(*right.shape[:-1], left_size)
+        left = right.new_ones([1] * right.dim()).expand(*right.shape[:-1], left_size)
     if right is None:
-        right = torch.ones(*[1] * left.dim(), dtype=torch.bool, device=device).expand(*left.shape[:-1], right_size)
+        right = left.new_ones([1] * left.dim()).expand(*left.shape[:-1], right_size)
     shape = torch.broadcast_shapes(left.shape[:-1], right.shape[:-1])
     return torch.cat((left.expand(*shape, left_size), right.expand(*shape, right_size)), dim=-1)

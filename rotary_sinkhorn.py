@@ -17,17 +17,23 @@ except ImportError:  # flat modules, as installed
 
 
 class RotaryTables(NamedTuple):
-    """Cosines and sines, of one shape each; their second half of `D` repeats the first."""
+    """
+    Cosines and sines, of one shape each; their second half of `D` repeats the first. Both are `None` where nothing is
+    rotated here: `NO_ROTATION`.
+    """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
 
     def unsqueeze(self, dim: int) -> "RotaryTables":
-        return RotaryTables(self.cos.unsqueeze(dim), self.sin.unsqueeze(dim))
+        return self if self.cos is None else RotaryTables(self.cos.unsqueeze(dim), self.sin.unsqueeze(dim))
 
     def rows(self, rows: slice) -> "RotaryTables":
         """Cuts dimension 1."""
-        return RotaryTables(self.cos[:, rows], self.sin[:, rows])
+        return self if self.cos is None else RotaryTables(self.cos[:, rows], self.sin[:, rows])
+
+
+NO_ROTATION = RotaryTables(None, None)  # of queries and keys that are rotated already, or need not be
 
 
 class SinkhornRotaryEmbedding(nn.Module):
@@ -106,6 +112,8 @@ def rotate_half(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates `x` by tables that broadcast to it."""
+def apply_rotary(x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Rotates `x` by tables that broadcast to it; by `NO_ROTATION`, not at all."""
+    if cos is None:
+        return x
     return x * cos + rotate_half(x) * sin

@@ -94,7 +94,9 @@ class KeyScores(NamedTuple):
         log_lengths = self.log_lengths
         if isinstance(log_lengths, Tensor):
             log_lengths = log_lengths[:, :num_blocks].flatten(1)[:, None, None, None]
-        return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, hidden, own)
+        # In half precision, shares that differ by little would be equal.
+        with maybe_autocast(device_type=query.device.type, enabled=False):
+            return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, hidden, own)
 
     def logits(self, queries: slice, num_blocks: int, num_seen: int = 0) -> Tensor:
         return log_shares(self.shares(queries, num_blocks, num_seen))

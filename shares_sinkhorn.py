@@ -90,7 +90,7 @@ def block_shares(
     """
     # Most of the time that routing takes on long texts is spent here: few passes, and in place.
     scores = (query.flatten(2, 3) @ pieces.flatten(2, 3).mT).unflatten(2, query.shape[2:4])
-    if isinstance(log_lengths, Tensor) or log_lengths != 0.0:
+    if isinstance(log_lengths, Tensor) or own is not None:  # one number for all there is changes no share
         scores = scores + log_lengths
     if hidden is not None:
         # Finite, so that a query without a token gets no NaN.

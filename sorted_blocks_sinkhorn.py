@@ -5,21 +5,24 @@ What is sorted next to each block: keys and values, made by a sort matrix (desig
 Shape letters as in `sorting_sinkhorn.py`; `n` destination blocks.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
+    from .block_attention_sinkhorn import GatheredBlocks
     from .layout_sinkhorn import BlockLayout
-    from .masks_sinkhorn import hard_sorted_mask
+    from .masks_sinkhorn import hard_sorted_mask, join_masks
     from .rotary_sinkhorn import RotaryTables, apply_rotary
-    from .sorting_sinkhorn import HardSort, hard_assignment, hard_sort, soft_sort
+    from .sorting_sinkhorn import HardSort, hard_assignment, hard_sort, local_offsets, soft_sort
 except ImportError:  # flat modules, as installed
+    from block_attention_sinkhorn import GatheredBlocks
     from layout_sinkhorn import BlockLayout
-    from masks_sinkhorn import hard_sorted_mask
+    from masks_sinkhorn import hard_sorted_mask, join_masks
     from rotary_sinkhorn import RotaryTables, apply_rotary
-    from sorting_sinkhorn import HardSort, hard_assignment, hard_sort, soft_sort
+    from sorting_sinkhorn import HardSort, hard_assignment, hard_sort, local_offsets, soft_sort
 
 
 class SortedBlocks(NamedTuple):
@@ -93,3 +96,54 @@ def gather_sorted_blocks(
     mask = hard_sorted_mask(choice, filled, key.shape[3])
     key, value = (hard_sort(choice, x).flatten(3, 4).transpose(1, 2) for x in (key, value))
     return SortedBlocks(key, value, mask, sort_matrix, choice)
+
+
+def blocks_to_gather(
+    choice: HardSort | None, layout: BlockLayout, config: Any, batch: int
+) -> tuple[GatheredBlocks | None, Tensor | None]:
+    """
+    What `block_attention` gathers next to each block of whole rows: the chosen blocks, the sinks and the other local
+    ones.
+
+    Args:
+        choice: `(B, G, N, S)`; `None` for none.
+        batch: `B`.
+
+    Returns:
+        The blocks, `None` for none, and the mask `(B or 1, N, 1 or G, 1 or b, K)`, the block itself last; `None` where
+        nothing is masked.
+    """
+    b, num_blocks, always_mask = config.block_size, layout.grid.num_blocks, layout.local_mask
+    offsets, num_sinks = local_offsets(config.num_local_blocks, config.is_decoder), config.num_sink_blocks
+    num_always = num_sinks + len(offsets)
+    indices, weight, chosen_mask = [], None, None
+    if choice is not None:
+        indices, weight = [choice.index], choice.weight
+        # Reading back whether all are there costs less than a mask of them, on a CPU.
+        is_on_cpu = choice.chosen.device.type == "cpu"
+        if layout.grid.filled is not None or not (is_on_cpu and bool(choice.chosen.all())):
+            chosen_mask = hard_sorted_mask(choice, layout.grid.filled, b).unsqueeze(3)
+    if num_always > 1:
+        block = torch.arange(num_blocks, device=always_mask.device)
+        others = torch.tensor([offset for offset in offsets if offset != 0], dtype=torch.long, device=block.device)
+        read = (block.unsqueeze(-1) + others).unsqueeze(0)
+        if num_sinks > 0:
+            sinks = layout.sink_index
+            if sinks is None:
+                sinks = torch.arange(num_sinks, device=block.device).expand(1, num_blocks, -1)
+            read = torch.cat((sinks, read.expand(len(sinks), -1, -1)), dim=-1)
+        # What is past the ends is masked, and so is a sink that is local too.
+        read = read.clamp(0, num_blocks - 1).unsqueeze(1).expand(batch, config.num_key_value_heads, -1, -1)
+        indices.append(read)
+        if weight is not None:
+            weight = torch.cat((weight, weight.new_ones(read.shape)), dim=-1) if weight.requires_grad else None
+        itself = num_sinks + offsets.index(0)
+        order = [place for place in range(num_always) if place != itself] + [itself]
+        always_mask = always_mask.unflatten(-1, (num_always, b))[..., order, :].flatten(-2)
+    always_mask = None if always_mask is None else always_mask.unsqueeze(2)
+    if not indices:
+        return None, always_mask
+    index = torch.cat(indices, dim=-1)
+    num_chosen = 0 if choice is None else choice.index.shape[-1]
+    mask = join_masks(chosen_mask, num_chosen * b, always_mask, num_always * b)
+    return GatheredBlocks(index, weight), mask

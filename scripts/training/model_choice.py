@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+import interface_sinkhorn
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.errors import UserError
 from training.tokenizer import train_tokenizer
@@ -22,6 +23,15 @@ class ModelArguments:
     config_name: str | None = field(default=None, metadata={"help": "Config to start from, if not the model's."})
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields to change, such as block_size=32,sort_assignment=hard."}
+    )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "sinkhorn: sparse attention in a model of another type; or sdpa, eager ...; default: its own."
+        },
+    )
+    sinkhorn_attention: str | None = field(
+        default=None, metadata={"help": "Settings of that, such as block_size=32,num_sorted_blocks=8."}
     )
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
     train_tokenizer_vocab_size: int = field(
@@ -44,6 +54,8 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
             raise UserError(f"--dtype must be float32, bfloat16, float16 or auto, got {self.dtype}.")
+        if self.sinkhorn_attention is not None and self.attn_implementation != interface_sinkhorn.NAME:
+            raise UserError("--sinkhorn_attention are settings of --attn_implementation sinkhorn: give that too.")
 
 
 def hub_options(model_args: ModelArguments) -> dict[str, Any]:
@@ -97,7 +109,9 @@ def load_config(
             named = AutoConfig.from_pretrained(name, **hub_options(model_args))
             overrides = parse_overrides(model_args.config_overrides, getattr(named, "num_hidden_layers", 1))
             check_overrides(overrides, named, settings)
-            return AutoConfig.from_pretrained(name, **hub_options(model_args), **(settings | overrides))
+            config = AutoConfig.from_pretrained(name, **hub_options(model_args), **(settings | overrides))
+            choose_attention(model_args, config)
+            return config
         overrides = parse_overrides(model_args.config_overrides, small_model["num_hidden_layers"])
         check_overrides(overrides, AutoConfig.for_model(model_args.model_type), settings)
         if overrides.get("vocab_size", len(tokenizer)) < len(tokenizer):
@@ -107,11 +121,39 @@ def load_config(
         ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
         small = small_model if model_args.model_type == "sinkhorn" else {}
         settings = small | settings | {"vocab_size": len(tokenizer)} | ids | overrides
-        return AutoConfig.for_model(model_args.model_type, **settings)
+        config = AutoConfig.for_model(model_args.model_type, **settings)
+        choose_attention(model_args, config)
+        return config
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"the model's configuration is invalid: {' '.join(str(error).split())}") from None
+
+
+def choose_attention(model_args: ModelArguments, config: PreTrainedConfig) -> None:
+    """
+    Writes the settings of sparse attention into the configuration of a model of another type, all of them, so that the
+    saved model says how it was trained. A model that says so is read so.
+
+    Raises:
+        UserError: the flags name no attention, or settings, that the model can have.
+    """
+    field, name = interface_sinkhorn.FIELD, interface_sinkhorn.NAME
+    if model_args.attn_implementation is None and getattr(config, field, None):
+        model_args.attn_implementation = name
+    if model_args.attn_implementation != name:
+        return
+    if config.model_type == "sinkhorn":
+        raise UserError(
+            f"--attn_implementation {name} is for models of other types; a Sinkhorn model has it of its own. Name a "
+            "pretrained model with --model_name_or_path, or leave the flag out."
+        )
+    try:
+        given = parse_overrides(model_args.sinkhorn_attention, 1, "sinkhorn_attention")
+        setattr(config, field, (getattr(config, field, None) or {}) | given)
+        setattr(config, field, interface_sinkhorn.attention_settings(config)._asdict())
+    except interface_sinkhorn.InterfaceError as error:
+        raise UserError(f"--sinkhorn_attention: {error}") from None
 
 
 def recorded_name(name: str | None) -> str | None:
@@ -155,13 +197,19 @@ def load_weights(model_args: ModelArguments, auto_class: type, config: PreTraine
     """A model of that Auto class, with the weights that the flags name or new ones."""
     if model_args.model_name_or_path is None:
         dtype = config.dtype if model_args.dtype == "auto" else model_args.dtype
-        return auto_class.from_config(config, dtype=dtype, trust_remote_code=model_args.trust_remote_code)
+        return auto_class.from_config(
+            config,
+            dtype=dtype,
+            trust_remote_code=model_args.trust_remote_code,
+            attn_implementation=model_args.attn_implementation,
+        )
     try:
         return auto_class.from_pretrained(
             model_args.model_name_or_path,
             config=config,
             dtype=model_args.dtype,
             ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
+            attn_implementation=model_args.attn_implementation,
             **hub_options(model_args),
         )
     except (RuntimeError, ValueError) as error:
@@ -182,7 +230,7 @@ def longest_input(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) 
     return tokenizer.model_max_length if positions is None else min(positions, tokenizer.model_max_length)
 
 
-def parse_overrides(text: str | None, num_hidden_layers: int) -> dict[str, Any]:
+def parse_overrides(text: str | None, num_hidden_layers: int, flag: str = "config_overrides") -> dict[str, Any]:
     """
     From `a=1,b=hard` to a dict. One layer type stands for all layers (`num_hidden_layers` unless overridden); several
     are joined by `+`.
@@ -191,7 +239,7 @@ def parse_overrides(text: str | None, num_hidden_layers: int) -> dict[str, Any]:
     for item in filter(None, (text or "").split(",")):
         name, separator, value = item.partition("=")
         if not separator:
-            raise UserError(f"--config_overrides: '{item}' is not name=value.")
+            raise UserError(f"--{flag}: '{item}' is not name=value.")
         try:
             overrides[name.strip()] = json.loads({"True": "true", "False": "false", "None": "null"}.get(value, value))
         except json.JSONDecodeError:

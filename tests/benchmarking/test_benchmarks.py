@@ -12,7 +12,9 @@ from transformers.utils import logging
 
 import benchmark
 import benchmark_decoding
+import benchmark_interface
 import inputs_sinkhorn
+import interface_sinkhorn
 import sort_net_sinkhorn
 import sorted_blocks_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
@@ -34,7 +36,7 @@ from benchmarking.report import by_length, crossover
 from benchmarking.timing import Timings, predict, time_rounds
 from helpers import run_script
 from modeling_sinkhorn import SinkhornModel
-from sorting_sinkhorn import hard_sort, soft_sort
+from sorting_sinkhorn import from_blocks, hard_sort, soft_sort
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -65,6 +67,49 @@ def test_decoding(tmp_path, monkeypatch, capsys):
         assert row["256"]["cache_megabytes"] > row["64"]["cache_megabytes"]
     # Keys and values alone, in float32: two heads of 8 in four layers.
     assert record["rows"]["full attention"]["256"]["cache_megabytes"] == pytest.approx(256 * 2 * 2 * 8 * 4 * 4 / 2**20)
+
+
+# Models of other types -------------------------------------------------------------------------------------------------
+
+
+def test_interface(tmp_path, monkeypatch, capsys):
+    """With narrow networks; parity stays as it is."""
+    for name, shape in benchmark_interface.SHAPES.items():
+        heads = 2 if name != "Llama" else 6
+        small = {"hidden_size": 16 * heads, "intermediate_size": 32, "num_attention_heads": heads}
+        monkeypatch.setitem(benchmark_interface.SHAPES, name, shape | small)
+    path = tmp_path / "interface.json"
+    run_script_of(monkeypatch, benchmark_interface, "--results", path, "--lengths", 400, 500, "--rounds", 1)
+    record = json.loads(path.read_text())
+    assert all(error <= 1e-4 for error in record["parity"].values())
+    printed = capsys.readouterr().out
+    for name, rows in record["rows"].items():
+        assert f"| {name}" in printed and set(rows) == {"400", "500"}
+        for cell in (rows["400"]["forward"], rows["500"]["forward_backward"]):
+            assert cell["times_faster"] == pytest.approx(cell["sdpa"]["seconds"] / cell["sinkhorn"]["seconds"])
+
+
+def test_no_speed_of_an_interface_that_is_wrong(monkeypatch):
+    monkeypatch.setattr(interface_sinkhorn, "from_blocks", lambda *args: from_blocks(*args) * 1.01)
+    monkeypatch.setitem(benchmark_interface.SMALL, "vocab_size", 8000)
+    with pytest.raises(SystemExit, match="BERT: sparse attention differs from SDPA.*no speed is given"):
+        benchmark_interface.check_parity("BERT")
+
+
+def test_where_sparse_attention_becomes_faster():
+    rows = {str(n): {"forward": {"times_faster": x}} for n, x in ((512, 1.1), (1024, 0.9), (2048, 1.2), (4096, 2.0))}
+    assert benchmark_interface.first_faster(rows, "forward") == 2048
+    assert benchmark_interface.first_faster(rows, "forward_backward") is None
+    times = {"1024": {kind: {"sdpa": {"seconds": 2.0}} for kind in benchmark_interface.PASSES}}
+    assert benchmark_interface.affordable(times, 4096, 100.0) == ["forward", "forward_backward"]
+    assert benchmark_interface.affordable(times, 16384, 100.0) == []
+    assert benchmark_interface.affordable({}, 16384, 100.0) == ["forward", "forward_backward"]
+
+
+def run_script_of(monkeypatch, module, *flags):
+    """Its `main`, so that what a test changed in the module is in effect."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, flags)])
+    module.main()
 
 
 def test_no_speed_without_parity(tmp_path, monkeypatch):
