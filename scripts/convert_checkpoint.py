@@ -30,9 +30,9 @@ from transformers import (
 from common.errors import UserError
 from conversion.calibration import calibration_tokens
 from conversion.card import base_card, base_model_of, card
-from conversion.comparison import SHORTEST, compare
 from conversion.equality import check_equality
 from conversion_sinkhorn import ConversionError, convert, converted_config
+from evaluation.comparison import SHORTEST, compare
 from training.model_choice import check_folders, parse_overrides
 
 
