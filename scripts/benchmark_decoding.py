@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Measures time per token and cache memory in decoding, at several context lengths. It compares soft and hard Sinkhorn
-attention with full attention in the same network, with the library's `DynamicCache`. Rounds are interleaved in one
-process.
+attention, and routing by token, with full attention in the same network, with the library's `DynamicCache`. Rounds are
+interleaved in one process.
 
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
@@ -39,6 +39,15 @@ MODEL = {
 VARIANTS = {
     "sinkhorn, soft": {},
     "sinkhorn, hard": {"sort_assignment": "hard"},
+    "each token chooses": {
+        "sort_granularity": "token",
+        "sort_assignment": "hard",
+        "sort_net": "keys",
+        "sinkhorn_iterations": 0,
+        "num_sorted_blocks": 4,
+        "num_local_blocks": 2,
+        "num_sink_blocks": 1,
+    },
     "full attention": {"layer_types": ["full_attention"] * MODEL["num_hidden_layers"]},
 }
 PREFILL_CHUNK = 2048
@@ -51,7 +60,7 @@ def make_model(variant: str, **overrides) -> SinkhornForCausalLM:
 
 def check_parity(variant: str) -> float:
     """The largest difference of a logit between decoding and the full forward. Raises where it is above 1e-4."""
-    model = make_model(variant, block_size=8, initializer_range=0.1)
+    model = make_model(variant, block_size=8, key_piece_size=4, initializer_range=0.1)
     tokens = torch.randint(model.config.vocab_size, (1, 45))
     expected = model(tokens, use_cache=False).logits
     cache = DynamicCache(config=model.config)
