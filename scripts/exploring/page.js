@@ -98,18 +98,16 @@ function denseRow(matrix, row, view, out) {
   return out;
 }
 
+// Where the scale of colours ends: at four times the even weight or beyond, so that even weights stay pale.
 function highestOf(matrix) {
-  if (matrix.highest === undefined) {
-    matrix.highest = 4 * EVEN; // even weights stay pale
-    for (const values of [matrix.after, matrix.before]) for (const x of values) if (x > matrix.highest) matrix.highest = x;
-  }
-  return matrix.highest;
+  matrix.highest ??= {};
+  return (matrix.highest[state.view] ??= matrix[state.view].reduce((most, x) => Math.max(most, x), 4 * EVEN));
 }
 
 const shown = (x) => (x >= 0.9995 ? "1.000" : x.toFixed(3));
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 const times = (x) => { const n = x / EVEN; return n >= 9.95 ? n.toFixed(0) : n.toFixed(1); };
-const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(3)}`;
+const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
 
 // The document --------------------------------------------------------------------------------------------------------
 
@@ -266,15 +264,14 @@ function paintDocument() {
     weights.forEach((weight, j) => { if (weight >= 0.0005) infos[j] = `${shown(weight)} · ${times(weight)} × even`; });
     for (const j of always) infos[j] = infos[j] ? `always read · ${infos[j]}` : "always read";
   } else if (state.paint === "left_out") {
-    const { best, listed } = data.classes, full = listed.find(([name]) => name === data.classes.best_name)[1];
     tones = new Array(N);
     highest = 1e-9;
-    for (const [first, last, value] of data.left_out) {
-      const drop = full - value;
+    for (const [first, last, , score] of data.left_out) {
+      const drop = effectOf(score);
       for (let j = first; j <= last; j++) {
         weights[j] = Math.abs(drop);
         tones[j] = drop >= 0 ? "var(--accent-rgb)" : "var(--against-rgb)";
-        infos[j] = `${signed(drop)} ${drop >= 0 ? "for" : "against"}${first === last ? "" : `, blocks ${first} to ${last} together`}`;
+        infos[j] = `without it ${signed(-drop)}${first === last ? "" : ` (blocks ${first} to ${last} together)`}`;
       }
       highest = Math.max(highest, Math.abs(drop));
     }
@@ -327,8 +324,8 @@ function listReads() {
       const share = make("span", { class: "share" });
       share.style.width = `${Math.min(100, 100 * entry[state.view]).toFixed(1)}%`;
       table.append(make("tr", {},
-        make("td", {}, blockButton(entry.block), entry.chosen ? " ✓" : "", share),
-        make("td", { class: "words", title: begins[entry.block] }, begins[entry.block]),
+        make("td", {}, blockButton(entry.block), entry.chosen ? " ✓" : ""),
+        make("td", { class: "words", title: begins[entry.block] }, begins[entry.block], share),
         make("td", { class: "number" }, shown(entry.before)),
         make("td", { class: "number" }, shown(entry.after)),
         make("td", { class: "number" }, times(entry[state.view]))));
@@ -385,27 +382,29 @@ function lastShares() {
   return mean;
 }
 
+// What a part of the document adds to the answer.
+const effectOf = (scoreWithout) => data.classes.score - scoreWithout;
+
 function buildAnswer() {
   const rows = [];
   if (data.classes) {
-    const { listed, scale, best } = data.classes;
-    data.classes.best_name = listed[0][0];
-    if (scale === "value") data.classes.best_name = listed.find(([, value]) => value === Math.max(...listed.map(([, x]) => x)))[0];
-    const value = listed.find(([name]) => name === data.classes.best_name)[1];
-    byId("answer-title").textContent = scale === "value" ? `Output: ${value.toFixed(3)}` : `${data.classes.best_name}: ${shown(value)}`;
+    const { listed, scale } = data.classes, [name, value] = data.classes.best;
+    byId("answer-title").textContent = scale === "value" ? `Output: ${value.toFixed(3)}` : `${name}: ${shown(value)}`;
     for (const [name, x] of listed.slice(0, 8)) rows.push([name, scale === "value" ? x.toFixed(3) : shown(x), x]);
-    const spans = data.left_out.map(([first, last, x]) => [first, last, value - x]);
-    const strongest = [...spans].sort((a, b) => Math.abs(b[2]) - Math.abs(a[2])).slice(0, 5);
-    byId("answer-note").textContent = spans.length
-      ? `${data.left_out.length} more passes read the document without a part of it. The answer hangs most on:` : "";
-    byId("answer-list").append(make("table", { id: "left-out" }, ...strongest.map(([first, last, drop]) => make("tr", {},
+    const strongest = data.left_out.map(([first, last, x, score]) => [first, last, x, effectOf(score)])
+      .sort((a, b) => Math.abs(b[3]) - Math.abs(a[3])).slice(0, 5);
+    const what = scale === "value" ? "the output" : `the log-odds of ${data.classes.best[0]} (${data.classes.score.toFixed(2)})`;
+    if (strongest.length) byId("answer-list").append(make("p", { class: "hint" },
+      `What it hangs on: ${data.left_out.length} more passes read the document without a part of it; how that changes ${what}.`),
+    make("table", { id: "left-out" }, ...strongest.map(([first, last, x, effect]) => make("tr", {},
       make("td", {}, make("button", { type: "button", "data-block": first, onclick: () => { setPaint("left_out"); choose(first); } },
         first === last ? `block ${first}` : `blocks ${first}–${last}`)),
       make("td", { class: "words" }, begins[first]),
-      make("td", { class: "number" }, `${signed(-drop)} without`)))));
+      make("td", { class: "number" }, signed(-effect)),
+      make("td", { class: "number", title: "what the model says without it" }, scale === "value" ? "" : shown(x))))));
   } else if (data.next) {
     byId("answer-title").textContent = "Next token";
-    for (const [token, x] of data.next.listed) rows.push([JSON.stringify(token).slice(1, -1).replaceAll(" ", "␣"), shown(x), x]);
+    for (const [token, x] of data.next.listed.slice(0, 6)) rows.push([JSON.stringify(token).slice(1, -1).replaceAll(" ", "␣"), shown(x), x]);
     const { following, rank } = data.next;
     byId("answer-note").textContent = following
       ? `The text goes on with “${following[0].trim() || following[0]}”: probability ${shown(following[1])}, rank ${rank.toLocaleString("en")}.` : "";

@@ -109,7 +109,7 @@ def read_document(
     }
     if kind == "classifier":
         page["classes"] = describe_classes(outputs.logits[0], config)
-        page["left_out"] = leave_out(model, document, page["classes"]["best"], max_passes)
+        page["left_out"] = leave_out(model, document, page["classes"]["number"], max_passes)
     if kind == "language model":
         page["next"] = next_tokens(outputs.logits[0, -1], tokenizer, document.next_id)
         page["read_last"] = describe_attention(last_attention(model, document.input_ids), layers, config.block_size)
@@ -184,16 +184,16 @@ def _pack(sorting: LayerSorting, head: int, chosen: np.ndarray | None, form: For
 
 def describe_classes(logits: Tensor, config: Any) -> dict[str, Any]:
     """
-    The names and probabilities of the classes, most probable first, with the number of the best. Of several labels
-    each has a probability of its own; of a regression the values are the outputs themselves.
+    The names and probabilities of the classes, most probable first; the best of them, its number, and its score, whose
+    changes are shown. Of several labels each has a probability of its own; of a regression the values are the outputs.
     """
     values, scale = class_values(logits, config)
-    order = values.argsort(descending=True, stable=True).tolist()
-    if scale == "value":
-        order = list(range(len(order)))
+    best = int(values.argmax())
+    order = list(range(len(values))) if scale == "value" else values.argsort(descending=True, stable=True).tolist()
     names = config.id2label or {}
     listed = [[str(names.get(number, number)), round(float(values[number]), 6)] for number in order]
-    return {"scale": scale, "best": order[0], "listed": listed}
+    score = round(float(class_scores(logits, best, config)), 5)
+    return {"scale": scale, "best": listed[order.index(best)], "number": best, "score": score, "listed": listed}
 
 
 def class_values(logits: Tensor, config: Any) -> tuple[Tensor, str]:
@@ -205,11 +205,20 @@ def class_values(logits: Tensor, config: Any) -> tuple[Tensor, str]:
     return logits.softmax(-1), "class"
 
 
+def class_scores(logits: Tensor, number: int, config: Any) -> Tensor:
+    """The log-odds of one class, which change where its probability is all but 1; of a regression the output."""
+    _, scale = class_values(logits, config)
+    if scale != "class":
+        return logits[..., number]
+    others = torch.cat((logits[..., :number], logits[..., number + 1 :]), dim=-1)
+    return logits[..., number] - others.logsumexp(-1)
+
+
 @torch.no_grad()
 def leave_out(model: PreTrainedModel, document: Document, best: int, max_passes: int) -> list[list[Any]]:
     """
     What the model says of class `best` when it reads the document without a span of blocks, for as many spans as
-    `max_passes` allows: `[first block, last block, value]`. Tokens that the tokenizer added stay.
+    `max_passes` allows: `[first block, last block, value, score]`. Tokens that the tokenizer added stay.
     """
     b, num_tokens = model.config.block_size, document.input_ids.shape[1]
     num_blocks = -(-num_tokens // b)
@@ -226,7 +235,7 @@ def leave_out(model: PreTrainedModel, document: Document, best: int, max_passes:
         kept[(last + 1) * b :] = True
         if not kept.any():
             continue
-        spans.append([first, last, 0.0])
+        spans.append([first, last, 0.0, 0.0])
         left = document.input_ids[0, kept]
         rows.setdefault(len(left), []).append((spans[-1], left))  # rows of one length need no padding
     for length, group in rows.items():
@@ -235,8 +244,9 @@ def leave_out(model: PreTrainedModel, document: Document, best: int, max_passes:
             part = group[start : start + at_once]
             logits = model(torch.stack([left for _, left in part])).logits
             values, _ = class_values(logits, model.config)
-            for (span, _), value in zip(part, values[:, best].tolist()):
-                span[2] = round(value, 6)
+            scores = class_scores(logits, best, model.config)
+            for (span, _), value, score in zip(part, values[:, best].tolist(), scores.tolist()):
+                span[2:] = round(value, 6), round(score, 5)
     return spans
 
 

@@ -15,7 +15,7 @@ from sorting_sinkhorn import hard_assignment
 
 
 # Heads that move less of a row's weight than this away from what equal logits give have learned no sorting.
-LEARNED = 0.05
+LEARNED = 0.1
 
 
 class LayerSorting(NamedTuple):
