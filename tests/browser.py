@@ -102,8 +102,23 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """As a user would: the element is scrolled into view, and must not be covered."""
-        element = self._send("/element", {"using": "css selector", "value": selector})[ELEMENT]
-        self._send(f"/element/{element}/click")
+        self._send(f"/element/{self._find(selector)[ELEMENT]}/click")
+
+    def click_at(self, selector: str, right: float, down: float) -> None:
+        """At a place inside the element, as shares of its width and height."""
+        place = self.run(
+            "arguments[0].scrollIntoView({block: 'center'}); const box = arguments[0].getBoundingClientRect();"
+            "return [box.left + arguments[1] * box.width, box.top + arguments[2] * box.height]",
+            self._find(selector),
+            right,
+            down,
+        )
+        move = {"type": "pointerMove", "x": round(place[0]), "y": round(place[1])}
+        actions = [move, {"type": "pointerDown", "button": 0}, {"type": "pointerUp", "button": 0}]
+        self._send("/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": actions}]})
+
+    def _find(self, selector: str) -> dict[str, str]:
+        return self._send("/element", {"using": "css selector", "value": selector})
 
     def press(self, key: str) -> None:
         """On the element that has the focus."""

@@ -15,11 +15,12 @@ BELOW = {
     "training": {"common"},
     "hub": {"common"},
     "plotting": {"common"},
+    "exploring": {"common", "plotting"},
     "benchmarking": {"common", "training"},
     "conversion": {"common", "training"},
     "evaluation": {"common", "training"},
     "experiments": {"common", "training"},
-    "maintenance": {"common", "training", "benchmarking", "hub"},
+    "maintenance": {"common", "training", "benchmarking", "hub", "exploring"},
 }
 
 

@@ -104,7 +104,9 @@ function highestOf(matrix) {
   return (matrix.highest[state.view] ??= matrix[state.view].reduce((most, x) => Math.max(most, x), 4 * EVEN));
 }
 
-const shown = (x) => (x >= 0.9995 ? "1.000" : x.toFixed(3));
+const shown = (x) => x.toFixed(3);
+// Weights of a token may be stored in 8 bits, which are exact to two places.
+const shownRow = (x) => x.toFixed(state.token !== null && data.formats.tokens.bits === 8 ? 2 : 3);
 const percent = (x) => `${(100 * x).toFixed(1)} %`;
 const times = (x) => { const n = x / EVEN; return n >= 9.95 ? n.toFixed(0) : n.toFixed(1); };
 const signed = (x) => `${x < 0 ? "−" : "+"}${Math.abs(x).toFixed(2)}`;
@@ -260,8 +262,8 @@ function paintDocument() {
       weights[entry.block] = entry[state.view];
       if (entry.chosen) picked.add(entry.block);
     }
-    if (state.token !== null) highest = Math.max(highest, ...weights);
-    weights.forEach((weight, j) => { if (weight >= 0.0005) infos[j] = `${shown(weight)} · ${times(weight)} × even`; });
+    if (state.token !== null) highest = weights.reduce((most, x) => Math.max(most, x), highest);
+    weights.forEach((weight, j) => { if (weight >= 0.0005) infos[j] = `${shownRow(weight)} · ${times(weight)} × even`; });
     for (const j of always) infos[j] = infos[j] ? `always read · ${infos[j]}` : "always read";
   } else if (state.paint === "left_out") {
     tones = new Array(N);
@@ -278,7 +280,7 @@ function paintDocument() {
   } else {
     const shares = lastShares();
     shares.forEach((share, j) => { weights[j] = share; if (share >= 0.0005) infos[j] = percent(share); });
-    highest = Math.max(...shares, 1e-9);
+    highest = shares.reduce((most, x) => Math.max(most, x), 1e-9);
   }
   for (let j = 0; j < N; j++) {
     const element = blockElements[j];
@@ -307,12 +309,12 @@ function listReads() {
   const top = best.slice(0, Math.max(8, data.num_sorted_blocks));
   const mean = data.by_token && state.token === null ? " (mean over its tokens)" : "";
   byId("reads-title").textContent = top.length
-    ? `${name} reads${mean} block ${top[0].block}: ${shown(top[0][state.view])}`
+    ? `${name} reads block ${top[0].block}: ${shownRow(top[0][state.view])}${mean}`
     : `${name} has nothing to be sorted next to it`;
-  const others = [...localBlocks()].filter((j) => j !== state.block);
+  const others = [...localBlocks()].filter((j) => j !== state.block).sort((a, b) => a - b);
   let always = layer.type === "sortcut_attention"
     ? `Every token of the document reads what is sorted to the rows 0 to ${Math.min(data.sortcut_blocks, N) - 1}, and nothing else.`
-    : `It always reads itself${others.length ? ` and block ${others.join(", ")}` : ""}.`;
+    : `It always reads itself${others.length ? ` and block${others.length > 1 ? "s" : ""} ${others.join(", ")}` : ""}.`;
   if (layer.type === "mixture_attention") always += " Half of this layer is full attention, which reads everything.";
   byId("always").textContent = always;
   const table = byId("reads");
@@ -324,16 +326,16 @@ function listReads() {
       const share = make("span", { class: "share" });
       share.style.width = `${Math.min(100, 100 * entry[state.view]).toFixed(1)}%`;
       table.append(make("tr", {},
-        make("td", {}, blockButton(entry.block), entry.chosen ? " ✓" : ""),
+        make("td", { class: "which" }, blockButton(entry.block), entry.chosen ? " ✓" : ""),
         make("td", { class: "words", title: begins[entry.block] }, begins[entry.block], share),
-        make("td", { class: "number" }, shown(entry.before)),
-        make("td", { class: "number" }, shown(entry.after)),
+        make("td", { class: "number" }, shownRow(entry.before)),
+        make("td", { class: "number" }, shownRow(entry.after)),
         make("td", { class: "number" }, times(entry[state.view]))));
     }
     const left = best.slice(top.length).reduce((sum, entry) => ({ after: sum.after + entry.after, before: sum.before + entry.before }), { ...row.rest });
     if (left.after >= 0.0005 || left.before >= 0.0005) {
-      table.append(make("tr", {}, make("td", {}, "all others"), make("td", { class: "words" }, ""),
-        make("td", { class: "number" }, shown(left.before)), make("td", { class: "number" }, shown(left.after)), make("td", {})));
+      table.append(make("tr", {}, make("td", { class: "which" }, "all others"), make("td", { class: "words" }, ""),
+        make("td", { class: "number" }, shownRow(left.before)), make("td", { class: "number" }, shownRow(left.after)), make("td", {})));
     }
   }
   const matrix = matrixOf(state.layer, state.head, "blocks"), buffer = new Float32Array(N), readers = [];

@@ -19,6 +19,7 @@ from sorting_sinkhorn import hard_assignment
 
 # Of the bytes before base64, which makes them a third more: pages stay below 5 MB.
 MOST_BYTES = 3_300_000
+FEW_BYTES = 700_000
 MOST_BYTES_OF_MEANS = 500_000  # of matrices between blocks, where tokens choose
 TOKENS_AT_ONCE = 16_384  # of passes that leave something out
 NEXT_TOKENS = 10
@@ -136,8 +137,10 @@ def _formats(config: Any, num_tokens: int, num_blocks: int, matrices: int) -> di
     forms["tokens"] = None
     if by_token:
         kinds = 2 if config.sinkhorn_iterations > 0 else 1
-        limit = MOST_BYTES - MOST_BYTES_OF_MEANS
-        forms["tokens"] = choose_format(num_tokens, num_blocks, matrices, chosen, limit, kinds)
+        # A few sources of each token are enough; where even these are many, fewer.
+        limits = ((max(4, chosen), FEW_BYTES), (chosen, MOST_BYTES - MOST_BYTES_OF_MEANS))
+        tried = (choose_format(num_tokens, num_blocks, matrices, *limit, kinds) for limit in limits)
+        forms["tokens"] = next(filter(None, tried), None)
     if forms["blocks"] is None or by_token and forms["tokens"] is None:
         raise UserError(
             f"{matrices} sort matrices of {num_blocks:,} blocks do not fit in one page: name fewer with --layer and "

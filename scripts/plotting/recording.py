@@ -198,9 +198,9 @@ def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> T
 
 def strongest_pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
     """
-    For each destination block with a source, the source block with the largest weight (soft) or the gathered blocks
-    (hard; where each token chose, the largest mean weight). Pairs furthest above the weight for equal logits come first: the choice of the SortNet, not of the mask. In
-    a SortCut layer, the destinations are the blocks kept for every query.
+    For each destination block with a source, the source block with the largest weight (soft, and the mean over tokens
+    that chose) or the gathered blocks (hard). Pairs furthest above the weight for equal logits come first: the choice of
+    the SortNet, not of the mask. In a SortCut layer, the destinations are the blocks kept for every query.
     """
     matrix = sorting.after[head]
     rows = config.sortcut_blocks if sorting.layer_type == "sortcut_attention" else len(matrix)
