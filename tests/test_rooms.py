@@ -13,7 +13,7 @@ SCRIPTS = ROOT / "scripts"
 BELOW = {
     "common": set(),
     "training": {"common"},
-    "hub": {"common"},
+    "hub": {"common", "exploring"},
     "plotting": {"common"},
     "exploring": {"common", "plotting"},
     "benchmarking": {"common", "training"},

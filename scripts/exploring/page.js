@@ -354,8 +354,8 @@ function tellLearned() {
   const element = byId("learned");
   element.hidden = moved >= data.learned;
   const equally = data.balances_equally && !data.by_token && data.iterations > 0;
-  element.textContent = `No sorting learned: the weights are those of equal preferences but for ${percent(moved)}` +
-    (equally ? ". This balancing then gives the block before the largest weight." : ".");
+  element.textContent = `No sorting learned: after balancing, the weights are those that equal preferences would give, but for ${percent(moved)}.` +
+    (equally ? " This balancing gives the block before the largest weight, whatever is preferred." : "");
 }
 
 function drawOverview() {
