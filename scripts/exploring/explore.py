@@ -95,8 +95,7 @@ def explore(args: ExploreArguments) -> int:
         size = write_page(page, Path(args.output))
     except OSError as error:
         raise UserError(f"--output: {args.output} cannot be written: {error.strerror or error}.") from None
-    print(
-        f"{args.output}: {len(document.tokens):,} tokens in {page['num_blocks']:,} blocks, {len(layers)} layers, "
-        f"{len(heads)} heads, {size / 1e6:.2f} MB. Open it in a browser."
-    )
+    counts = (("token", document.tokens), ("block", range(page["num_blocks"])), ("layer", layers), ("head", heads))
+    told = ", ".join(f"{len(found):,} {name}{'' if len(found) == 1 else 's'}" for name, found in counts)
+    print(f"{args.output}: {told}, {size / 1e6:.2f} MB. Open it in a browser.")
     return size
