@@ -20,6 +20,7 @@ COMMANDS = {
     "links": ("maintenance.code_links", "the links from the checkpoints' folders to the code"),
     "model_rules": ("maintenance.model_rules", "nothing: it checks the model's modules by the rules of Transformers"),
     "figures": ("maintenance.figures", "the figures of the lesson"),
+    "explorer": ("maintenance.explorer", "docs/explorer: pages of what the shipped models sort"),
     "report": ("benchmarking.report", "the tables of a benchmark's results, printed"),
     "plots": ("benchmarking.plots", "the plot of a benchmark's results"),
     "checkpoint": ("maintenance.checkpoints", "one checkpoint, from training to card"),

@@ -17,16 +17,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import HfArgumentParser
 from transformers.utils import logging
 
-import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+import plotting.inputs
 from common.errors import UserError
 from plotting.drawing import draw_attention, draw_sorting, save_figure
+from plotting.inputs import (
+    ModelSource,
+    check_tokens,
+    cut_tokens,
+    load_sinkhorn_model,
+    load_tokenizer,
+    select_numbers,
+    sorting_layers,
+)
 from plotting.passages import describe_pairs, first_words
-from plotting.recording import LayerSorting, record_sorting
+from plotting.recording import LayerSorting, mean_over_blocks, record_sorting
 
 
 @dataclass
@@ -50,6 +58,12 @@ class PlotArguments:
         default=None,
         metadata={"help": "Sorting (key/value) heads to draw, with the query heads that share them; default: all."},
     )
+    num_tables: int = field(
+        default=6,
+        metadata={
+            "help": "Layers and heads whose passages are named, those that sort most; all are in the first table."
+        },
+    )
     num_pairs: int = field(default=5, metadata={"help": "Pairs of passages named for each layer and head."})
     max_seq_length: int = field(default=2048, metadata={"help": "Tokens read; a map takes the square of them."})
     tokenizer_name: str | None = field(default=None, metadata={"help": "Tokenizer, if not the model's."})
@@ -59,28 +73,20 @@ class PlotArguments:
     def __post_init__(self) -> None:
         if self.text is not None and self.text_file is not None:
             raise UserError("give --text or --text_file, not both.")
-        for name in ("num_pairs", "max_seq_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be at least 1, got {getattr(self, name)}.")
+        for name, least in (("num_tables", 0), ("num_pairs", 1), ("max_seq_length", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}, got {getattr(self, name)}.")
 
 
-def read_text(args: PlotArguments) -> str:
-    if args.text is not None:
-        text = args.text
-    elif args.text_file is not None:
-        try:
-            text = Path(args.text_file).read_text(encoding="utf-8")
-        except (FileNotFoundError, IsADirectoryError):
-            raise UserError(f"--text_file: there is no file {args.text_file}.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"--text_file: {args.text_file} is not UTF-8 text (byte {error.start}).") from None
-    else:
-        from training.shipped_data import load_address_splits  # needs the packages of `[train]`
+def read_text(args: PlotArguments) -> tuple[str, str]:
+    """The text, and what the figures call it."""
+    if args.text is not None or args.text_file is not None:
+        name = "the text of --text" if args.text_file is None else Path(args.text_file).name
+        return plotting.inputs.read_text(args.text, args.text_file), name
+    from training.shipped_data import load_address_splits  # needs the packages of `[train]`
 
-        text = load_address_splits(0)["test"][0]["text"]
-    if not text.strip():
-        raise UserError("--text or --text_file: the text is empty; give one with words in it.")
-    return text
+    address = load_address_splits(0)["test"][0]
+    return address["text"], f"an example, {address['president']}'s address of {address['year']}"
 
 
 def checkpoint_step(folder: Path) -> int:
@@ -114,84 +120,46 @@ def find_checkpoints(args: PlotArguments) -> dict[int, Path]:
     return dict(sorted((checkpoint_step(folder), folder) for folder in found))
 
 
-def load_model(name: str, flag: str, args: PlotArguments, implementation: str) -> PreTrainedModel:
-    """The body of any Sinkhorn model."""
-    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(name, **hub)
-        if config.model_type != "sinkhorn":
-            raise UserError(
-                f"{flag}: {name} is a {config.model_type} model, which sorts nothing; name a Sinkhorn model."
-            )
-        return AutoModel.from_pretrained(name, attn_implementation=implementation, dtype=torch.float32, **hub).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{flag}: {name} cannot be loaded: {' '.join(str(error).split())}") from None
-
-
-def select_numbers(wanted: list[int] | None, available: list[int], flag: str, what: str) -> list[int]:
-    if wanted is None:
-        return available
-    if unknown := sorted(set(wanted) - set(available)):
-        raise UserError(f"--{flag} {' '.join(map(str, unknown))}: {what} {', '.join(map(str, available))}.")
-    return sorted(set(wanted))
-
-
 def tokenize(text: str, tokenizer: Any, config: Any, max_seq_length: int) -> Tensor:
     """The first tokens of the text, `(1, L)`, as many as the model and the flag allow. Prints what is left out."""
-    limit = max_seq_length
-    if config.sort_net in ("linear", "mlp"):
-        limit = min(limit, config.max_num_blocks * config.block_size)
     input_ids = tokenizer(text, return_tensors="pt", verbose=False)["input_ids"]
-    if input_ids.shape[1] == 0:
-        raise UserError("--text or --text_file: the text has no tokens; give one with words in it.")
-    if int(input_ids.max()) >= config.vocab_size:
-        raise UserError(
-            f"--tokenizer_name: this tokenizer has more entries than the model's vocabulary of {config.vocab_size}; "
-            "name the one that the model was trained with."
-        )
-    if input_ids.shape[1] > limit:
-        print(f"Reading the first {limit:,} of {input_ids.shape[1]:,} tokens (--max_seq_length {max_seq_length}).")
-    return input_ids[:, :limit]
+    check_tokens(input_ids[0].tolist(), config)
+    return input_ids[:, : cut_tokens(input_ids.shape[1], config, max_seq_length)]
 
 
 def main() -> None:
     (args,) = HfArgumentParser(PlotArguments).parse_args_into_dataclasses()
     logging.set_verbosity_error()  # no reports of heads that are not loaded
     logging.disable_progress_bar()
-    text, checkpoints = read_text(args), find_checkpoints(args)
-    model = load_model(args.model_name_or_path, "--model_name_or_path", args, "eager")
+    (text, text_name), checkpoints = read_text(args), find_checkpoints(args)
+    if args.text is None and args.text_file is None:
+        print(f"The text is {text_name}; --text_file names yours.")
+    source = ModelSource(
+        args.model_name_or_path, revision=args.model_revision, trust_remote_code=args.trust_remote_code
+    )
+    model = load_sinkhorn_model(source, "eager")
     config = model.config
-    sorting_layers = [number for number, layer in enumerate(model.layers) if layer.self_attn.sorts]
-    if not sorting_layers:
-        raise UserError(
-            f"--model_name_or_path: no layer of {args.model_name_or_path} sorts (its layer_types are "
-            f"{sorted(set(config.layer_types))}); name a model with sinkhorn, sortcut or mixture attention."
-        )
+    sorting_layers(model, source)
     numbers = select_numbers(args.layer, list(range(config.num_hidden_layers)), "layer", "the model has the layers")
     heads = select_numbers(
         args.head, list(range(config.num_key_value_heads)), "head", "the model has the sorting heads"
     )
-    name = args.tokenizer_name or args.model_name_or_path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            name,
-            revision=args.model_revision if name == args.model_name_or_path else "main",
-            trust_remote_code=args.trust_remote_code,
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"no tokenizer in {name} ({' '.join(str(error).split())[:200]}); name one with --tokenizer_name."
-        ) from None
+    tokenizer = load_tokenizer(source, args.tokenizer_name)
     input_ids = tokenize(text, tokenizer, config, args.max_seq_length)
 
-    layers, maps = record_sorting(model, input_ids, maps=True)
+    def by_block(number: int, sorting: LayerSorting) -> LayerSorting:
+        return mean_over_blocks(sorting, config.block_size)
+
+    layers, maps = record_sorting(model, input_ids, maps=True, keep=by_block)
     states: dict[str, dict[int, LayerSorting]] = {}
     for step, folder in checkpoints.items():
-        earlier = load_model(str(folder), "--checkpoints", args, config._attn_implementation)
-        for setting in ("layer_types", "num_key_value_heads", "block_size", "is_decoder"):
+        earlier = load_sinkhorn_model(
+            source._replace(name=str(folder), flag="--checkpoints"), config._attn_implementation
+        )
+        for setting in ("layer_types", "num_key_value_heads", "block_size", "is_decoder", "sort_granularity"):
             if getattr(earlier.config, setting) != getattr(config, setting):
                 raise UserError(f"--checkpoints: {folder} is of another model; its {setting} is not the model's.")
-        states[f"step {step}"] = record_sorting(earlier, input_ids)[0]
+        states[f"step {step}"] = record_sorting(earlier, input_ids, keep=by_block)[0]
     states["model"] = layers
 
     output = Path(args.output_dir)
@@ -200,7 +168,7 @@ def main() -> None:
     query_heads = [head * groups + member for head in heads for member in range(groups)]
     written = []
     for number in numbers:
-        title = f"layer {number}, {config.layer_types[number]}"
+        title = f"layer {number}, {config.layer_types[number]}; text: {text_name}"
         if number in layers:
             figure = draw_sorting({"model": layers[number]}, heads, title)
             written.append(save_figure(figure, output / f"sorting-layer{number}.png"))
@@ -209,12 +177,15 @@ def main() -> None:
                 written.append(
                     save_figure(draw_sorting(over_time, heads, title), output / f"training-layer{number}.png")
                 )
-        figure = draw_attention(maps[number], query_heads, config.block_size, f"{title}: source-token attention map")
+        figure = draw_attention(maps[number], query_heads, config.block_size, f"source-token attention map, {title}")
         written.append(save_figure(figure, output / f"attention-layer{number}.png"))
     shown = {number: sorting for number, sorting in layers.items() if number in numbers}
     passages = first_words(tokenizer, input_ids, config.block_size)
-    named = describe_pairs(shown, heads, config, passages, args.num_pairs)
-    head = f"# Passages sorted beside each other\n\n{input_ids.shape[1]:,} tokens in {len(passages)} blocks of "
+    named = describe_pairs(shown, heads, config, passages, args.num_tables, args.num_pairs)
+    head = (
+        f"# Passages sorted beside each other\n\nText: {text_name}. {input_ids.shape[1]:,} tokens in {len(passages)} "
+        "blocks of "
+    )
     (output / "passages.md").write_text(f"{head}{config.block_size}.\n\n{named}", encoding="utf-8")
     print(named)
     print(f"In {output}: {', '.join([*written, 'passages.md'])}")

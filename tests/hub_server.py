@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 A small Hugging Face Hub on the loopback interface, kept in memory: the routes that `huggingface_hub` 2.4 calls to push
-and to pull models. It is strict. A route that it does not know is answered 404 and written down in `unknown`; what the
+and to pull models, and static Spaces. It is strict. A route that it does not know is answered 404 and written down in `unknown`; what the
 real Hub would never see from a sound client (a token sent to the storage, an upload whose digest is wrong) goes to
 `problems`. Tests assert that both stay empty.
 
@@ -66,6 +66,7 @@ class Commit:
 class Repository:
     id: str
     private: bool
+    sdk: str | None = None  # of a Space
     commits: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)  # "refs/heads/main" -> commit
 
@@ -132,6 +133,7 @@ class Refusal(Exception):
 
 Route = Callable[["HubServer", Request, re.Match], Reply]
 ROUTES: list[tuple[str, re.Pattern, Route]] = []
+KIND = r"(?P<kind>models|spaces)"
 REPO = r"(?P<repo>[\w.-]+/[\w.-]+)"
 
 
@@ -153,6 +155,7 @@ class HubServer:
     def __init__(self, users: dict[str, str], read_tokens: tuple[str, ...] = ()):
         self.users, self.read_tokens = users, read_tokens
         self.repos: dict[str, Repository] = {}
+        self.spaces: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # large files by SHA-256
         self.faults: list[Fault] = []
         self.card_errors: list[str] = []  # further complaints of /api/validate-yaml, whatever the card
@@ -206,18 +209,18 @@ class HubServer:
             raise Refusal(403, "This token may only read")
         return user
 
-    def readable(self, request: Request, name: str) -> Repository:
-        user = self.user(request)
-        repo = self.repos.get(name)
+    def readable(self, request: Request, match: re.Match) -> Repository:
+        user, name = self.user(request), match["repo"]
+        repo = (self.spaces if match.groupdict().get("kind") == "spaces" else self.repos).get(name)
         if repo is None or (repo.private and user != name.split("/")[0]):
             raise Refusal(404 if user else 401, "Repository not found", "RepoNotFound")
         return repo
 
-    def writable(self, request: Request, name: str, by_anyone: bool = False) -> Repository:
+    def writable(self, request: Request, match: re.Match, by_anyone: bool = False) -> Repository:
         user = self.writer(request)
-        repo = self.readable(request, name)
-        if not by_anyone and user != name.split("/")[0]:
-            raise Refusal(403, f"You don't have the required permissions to write to {name}")
+        repo = self.readable(request, match)
+        if not by_anyone and user != repo.id.split("/")[0]:
+            raise Refusal(403, f"You don't have the required permissions to write to {repo.id}")
         return repo
 
     def commit_of(self, repo: Repository, revision: str) -> Commit:
@@ -257,31 +260,37 @@ def _whoami(hub: HubServer, request: Request, match: re.Match) -> Reply:
 @route("POST", "/api/repos/create")
 def _create(hub: HubServer, request: Request, match: re.Match) -> Reply:
     user, order = hub.writer(request), request.json
-    if order.get("type", "model") != "model":
-        raise Refusal(400, "this server has models only")
+    kind = order.get("type", "model")
+    if kind not in ("model", "space"):
+        raise Refusal(400, "this server has models and Spaces only")
+    if kind == "space" and order.get("sdk") != "static":
+        raise Refusal(400, "this server has static Spaces only")
     owner = order["organization"] or user
     name = f"{owner}/{order['name']}"
     if owner != user:
-        raise Refusal(403, f"You don't have the rights to create a model under the namespace {owner}")
-    if name in hub.repos:
-        raise Refusal(409, "You already created this model repo", body={"url": f"{hub.url}/{name}"})
-    repo = hub.repos[name] = Repository(name, private=order.get("visibility") == "private")
+        raise Refusal(403, f"You don't have the rights to create a {kind} under the namespace {owner}")
+    store, url = (hub.spaces, f"{hub.url}/spaces/{name}") if kind == "space" else (hub.repos, f"{hub.url}/{name}")
+    if name in store:
+        raise Refusal(409, f"You already created this {kind} repo", body={"url": url})
+    repo = store[name] = Repository(name, order.get("visibility") == "private", order.get("sdk"))
     repo.add_commit("refs/heads/main", None, "initial commit", {".gitattributes": Blob(GITATTRIBUTES, False)})
-    return Reply({"url": f"{hub.url}/{name}", "name": name})
+    return Reply({"url": url, "name": name})
 
 
-@route("GET", f"/api/models/{REPO}(/revision/(?P<revision>[^/]+))?")
+@route("GET", f"/api/{KIND}/{REPO}(/revision/(?P<revision>[^/]+))?")
 def _info(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.readable(request, match["repo"])
+    repo = hub.readable(request, match)
     commit = hub.commit_of(repo, match["revision"] or "main")
     siblings = [{"rfilename": path} for path in sorted(commit.files)]
     facts = {"id": repo.id, "modelId": repo.id, "sha": commit.oid, "private": repo.private, "siblings": siblings}
+    if repo.sdk:
+        facts["sdk"] = repo.sdk
     return Reply(facts | {"tags": [], "downloads": 0, "likes": 0})
 
 
-@route("GET", f"/api/models/{REPO}/refs")
+@route("GET", f"/api/{KIND}/{REPO}/refs")
 def _refs(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.readable(request, match["repo"])
+    repo = hub.readable(request, match)
 
     def listed(prefix: str) -> list[dict]:
         return [
@@ -293,9 +302,9 @@ def _refs(hub: HubServer, request: Request, match: re.Match) -> Reply:
     return Reply({"branches": listed("refs/heads/"), "tags": listed("refs/tags/"), "converts": []})
 
 
-@route("POST", f"/api/models/{REPO}/branch/(?P<branch>[^/]+)")
+@route("POST", f"/api/{KIND}/{REPO}/branch/(?P<branch>[^/]+)")
 def _branch(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.writable(request, match["repo"])
+    repo = hub.writable(request, match)
     start = hub.commit_of(repo, (request.json if request.body else {}).get("startingPoint", "main"))
     ref = f"refs/heads/{unquote(match['branch'])}"
     if ref in repo.refs:
@@ -304,9 +313,9 @@ def _branch(hub: HubServer, request: Request, match: re.Match) -> Reply:
     return Reply({"ref": ref})
 
 
-@route("POST", f"/api/models/{REPO}/tag/(?P<revision>[^/]+)")
+@route("POST", f"/api/{KIND}/{REPO}/tag/(?P<revision>[^/]+)")
 def _tag(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.writable(request, match["repo"])
+    repo = hub.writable(request, match)
     commit, ref = hub.commit_of(repo, match["revision"]), f"refs/tags/{request.json['tag']}"
     if ref in repo.refs:
         raise Refusal(409, "Tag reference exists already")
@@ -335,9 +344,9 @@ def _validate(hub: HubServer, request: Request, match: re.Match) -> Reply:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@route("POST", f"/api/models/{REPO}/preupload/(?P<revision>[^/]+)")
+@route("POST", f"/api/{KIND}/{REPO}/preupload/(?P<revision>[^/]+)")
 def _preupload(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.writable(request, match["repo"], by_anyone=request.query.get("create_pr") == "1")
+    repo = hub.writable(request, match, by_anyone=request.query.get("create_pr") == "1")
     commit, order = hub.commit_of(repo, match["revision"]), request.json
     if len(order["files"]) > 256:
         raise Refusal(413, "too many files in one request")
@@ -361,7 +370,7 @@ def _preupload(hub: HubServer, request: Request, match: re.Match) -> Reply:
 
 @route("POST", rf"/{REPO}\.git/info/lfs/objects/batch")
 def _lfs_batch(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    hub.writable(request, match["repo"], by_anyone="ref" not in request.json)
+    hub.writable(request, match, by_anyone="ref" not in request.json)
     if request.json["operation"] != "upload" or "basic" not in request.json["transfers"]:
         raise Refusal(422, "this server takes basic uploads only")
     objects = []
@@ -394,10 +403,10 @@ def _lfs_verify(hub: HubServer, request: Request, match: re.Match) -> Reply:
     return Reply()
 
 
-@route("POST", f"/api/models/{REPO}/commit/(?P<revision>[^/]+)")
+@route("POST", f"/api/{KIND}/{REPO}/commit/(?P<revision>[^/]+)")
 def _commit(hub: HubServer, request: Request, match: re.Match) -> Reply:
     create_pr = request.query.get("create_pr") == "1"
-    repo = hub.writable(request, match["repo"], by_anyone=create_pr)
+    repo = hub.writable(request, match, by_anyone=create_pr)
     if request.headers.get("Content-Type") != "application/x-ndjson":
         raise Refusal(400, "a commit is application/x-ndjson")
     revision = unquote(match["revision"])
@@ -416,7 +425,8 @@ def _commit(hub: HubServer, request: Request, match: re.Match) -> Reply:
         number = 1 + sum(ref.startswith("refs/pr/") for ref in repo.refs)
         ref = f"refs/pr/{number}"
     commit = repo.add_commit(ref, parent, header["value"]["summary"], files)
-    answer = {"success": True, "commitOid": commit.oid, "commitUrl": f"{hub.url}/{repo.id}/commit/{commit.oid}"}
+    place = f"spaces/{repo.id}" if repo.sdk else repo.id
+    answer = {"success": True, "commitOid": commit.oid, "commitUrl": f"{hub.url}/{place}/commit/{commit.oid}"}
     return Reply(answer | ({"pullRequestUrl": f"{hub.url}/{repo.id}/discussions/{number}"} if create_pr else {}))
 
 
@@ -440,9 +450,9 @@ def _apply(hub: HubServer, files: dict[str, Blob], key: str, value: dict) -> Non
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@route("GET", f"/api/models/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
+@route("GET", f"/api/{KIND}/{REPO}/tree/(?P<revision>[^/]+)(/(?P<folder>.+))?")
 def _tree(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.readable(request, match["repo"])
+    repo = hub.readable(request, match)
     commit = hub.commit_of(repo, match["revision"])
     prefix = f"{unquote(match['folder'])}/" if match["folder"] else ""
     recursive = request.query.get("recursive", "").lower() in ("1", "true")
@@ -466,7 +476,7 @@ def _tree(hub: HubServer, request: Request, match: re.Match) -> Reply:
 
 @route("HEAD GET", f"/{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 def _resolve(hub: HubServer, request: Request, match: re.Match) -> Reply:
-    repo = hub.readable(request, match["repo"])
+    repo = hub.readable(request, match)
     commit = hub.commit_of(repo, match["revision"])
     blob, headers = commit.files.get(unquote(match["path"])), {"X-Repo-Commit": commit.oid}
     if blob is None:

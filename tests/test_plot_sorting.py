@@ -13,7 +13,7 @@ from transformers import BertConfig
 import plot_sorting
 from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
 from common.errors import UserError
-from helpers import assert_close, run_script, tiny_config
+from helpers import TOKEN, assert_close, run_script, tiny_config
 from modeling_sinkhorn import (
     SinkhornForCausalLM,
     SinkhornForMaskedLM,
@@ -21,7 +21,8 @@ from modeling_sinkhorn import (
     SinkhornModel,
 )
 from plotting import drawing
-from plotting.recording import record_sorting, strongest_pairs
+from plotting.passages import describe_pairs
+from plotting.recording import mean_over_blocks, moved_weight, record_sorting, strongest_pairs
 
 
 TEXT = "peace and friendship with all mankind; the state of the union is as sound as it was the year before | so be it"
@@ -167,6 +168,44 @@ def test_panels_show_the_matrices(ids):
         assert_close(image, expected[1], 0)
 
 
+def test_a_sorting_that_was_not_learned_is_dark_and_said(ids):
+    """Even weights take a quarter of the scale at most, and the scale is in multiples of them."""
+    model = body("sinkhorn_attention", "soft", False)
+    for layer in model.layers:
+        torch.nn.init.zeros_(layer.self_attn.sort_net.row_proj.weight)
+    layer = record_sorting(model, ids)[0][0]
+    figure = drawing.draw_sorting({"model": layer}, [0, 1], "title")
+    panels = [panel for panel in figure.axes if panel.images]
+    assert all(panel.images[0].get_clim() == pytest.approx((0, 4 / 6)) for panel in panels)
+    assert [panel.get_ylabel() for panel in panels[::2]] == [f"head {n}: block\n(no sorting learned)" for n in (0, 1)]
+    bars = [panel for panel in figure.axes if panel.get_ylabel() == "weight in multiples of 1/N"]
+    assert len(bars) == 2 and "1" in [label.get_text() for label in bars[0].get_yticklabels()]
+    drawing.plt.close(figure)
+    assert_close(moved_weight(layer), torch.zeros(2))
+    assert "No sorting learned" in describe_pairs({0: layer}, [0, 1], model.config, ["a"] * 6, 1, 1)
+
+
+def test_passages_are_those_of_the_heads_that_sort_most(ids):
+    model = body("sinkhorn_attention", "soft", False)
+    layers, _ = record_sorting(model, ids)
+    named = describe_pairs(layers, [0, 1], model.config, ["words"] * 6, 2, 1)
+    moved = {(number, head): float(moved_weight(layers[number])[head]) for number in (0, 1) for head in (0, 1)}
+    described = re.findall(r"^## Layer (\d) \(`sinkhorn_attention`\), head (\d)$", named, re.MULTILINE)
+    assert {(int(a), int(b)) for a, b in described} == set(sorted(moved, key=moved.get)[2:])
+    for number in (0, 1):
+        assert f"| {number} | {100 * moved[number, 0]:.1f} | {100 * moved[number, 1]:.1f} |" in named
+
+
+def test_tokens_that_choose_are_drawn_as_blocks(ids, tmp_path, monkeypatch, tiny_tokenizer):
+    model = SinkhornModel(tiny_config(**TOKEN, is_decoder=True, sort_net="bilinear", sinkhorn_iterations=2)).eval()
+    plan = model(ids, output_sort_matrices=True, use_cache=False).sort_matrices[1][0]
+    layer = mean_over_blocks(record_sorting(model, ids)[0][1], 4)
+    assert_close(layer.after, torch.stack([part.mean(1) for part in plan.split(4, dim=1)], dim=1))
+    folder = save(tmp_path / "model", tiny_tokenizer, **TOKEN, sort_net="keys")
+    draw(monkeypatch, folder, tmp_path / "out", "--layer", "0", "--head", "0")
+    assert (tmp_path / "out" / "sorting-layer0.png").is_file()
+
+
 def test_tiles_of_a_map_are_shares():
     attention = torch.rand(7, 7).softmax(-1)
     tiles = drawing.tile_attention(attention, most=3)  # of three tokens, the last of one
@@ -199,6 +238,7 @@ def test_command(model_class, tmp_path, monkeypatch, capsys, tiny_tokenizer):
     ids = tiny_tokenizer(TEXT, return_tensors="pt")["input_ids"]
     matrix = model(ids, output_sort_matrices=True, use_cache=False).sort_matrices[1][0, 1]
     named = (tmp_path / "out" / "passages.md").read_text(encoding="utf-8")
+    assert "Text: the text of --text." in named
     assert named.split("\n\n", 2)[2].strip() in capsys.readouterr().out
     rows = re.findall(r"^\| (\d+) \| (.*?) \| (\d+) \| (.*?) \| (\S+) \| \S+ \|$", named, re.MULTILINE)
     equal = torch.full_like(matrix, 1 / len(matrix))
@@ -220,7 +260,8 @@ def test_default_text_is_a_held_out_address(tmp_path):
     args = plot_sorting.PlotArguments(model_name_or_path="m", output_dir="o")
     from training.shipped_data import load_address_splits
 
-    text = plot_sorting.read_text(args)
+    text, name = plot_sorting.read_text(args)
+    assert re.fullmatch(r"an example, .*'s address of \d{4}", name)
     assert text == load_address_splits(0)["test"][0]["text"]
     # Nor did the encoder that ships read it, which keeps other addresses from its training.
     assert text not in set(load_address_splits(0, "classification")["train"]["text"])

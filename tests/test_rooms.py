@@ -13,13 +13,14 @@ SCRIPTS = ROOT / "scripts"
 BELOW = {
     "common": set(),
     "training": {"common"},
-    "hub": {"common"},
+    "hub": {"common", "exploring"},
     "plotting": {"common"},
+    "exploring": {"common", "plotting"},
     "benchmarking": {"common", "training"},
     "conversion": {"common", "training"},
     "evaluation": {"common", "training"},
     "experiments": {"common", "training"},
-    "maintenance": {"common", "training", "benchmarking", "hub"},
+    "maintenance": {"common", "training", "benchmarking", "hub", "exploring"},
 }
 
 

@@ -37,6 +37,8 @@ STYLES = {
     "token_index_balanced": ("#CC79A7", "."),
 }
 
+LEGEND_WIDTH = 1.2  # inches
+
 
 def draw_all(records: list[dict], config: dict[str, Any], stem: Path) -> list[Path]:
     """The figures that the config file asks for, of one experiment at one budget, as `STEM-KIND.png`."""
@@ -47,7 +49,8 @@ def draw_all(records: list[dict], config: dict[str, Any], stem: Path) -> list[Pa
         if figure is not None:
             path = stem.with_name(f"{stem.name}-{kind}.png")
             path.parent.mkdir(parents=True, exist_ok=True)
-            figure.tight_layout()
+            if figure.get_layout_engine() is None:
+                figure.tight_layout()
             figure.savefig(path, dpi=100, metadata={"Software": None})  # the same file from the same runs
             plt.close(figure)
             drawn.append(path)
@@ -62,10 +65,25 @@ def _names(records: list[dict], config: dict[str, Any]) -> tuple[list[str], list
 def _panels(number: int, at_most: int = 4) -> tuple[Any, list[Any]]:
     columns = min(number, at_most)
     rows = -(-number // columns)
-    figure, panels = plt.subplots(rows, columns, figsize=(max(4.6, 3.4 * columns), 3.4 * rows), squeeze=False)
+    size = (max(4.6, 3.4 * columns) + LEGEND_WIDTH, 3.4 * rows)
+    figure, panels = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for panel in panels.flat[number:]:
         panel.set_visible(False)
     return figure, list(panels.flat[:number])
+
+
+def _line(model: str) -> str:
+    """Balanced routing by token has the colour of the same without balancing."""
+    return "--" if model.endswith("_balanced") else "-"
+
+
+def _add_legend(figure: Any, panels: list[Any], models: list[str]) -> None:
+    """Next to the panels, where it covers nothing; of the models in any of them."""
+    handles = {}
+    for panel in panels:
+        handles |= dict(zip(*panel.get_legend_handles_labels()[::-1]))
+    named = [model for model in models if model in handles]
+    figure.legend([handles[model] for model in named], named, fontsize=7, loc="outside right upper")
 
 
 def curves(records: list[dict], config: dict[str, Any]) -> Any:
@@ -80,36 +98,43 @@ def curves(records: list[dict], config: dict[str, Any]) -> Any:
                 steps = lines[0][:, 0]  # an interrupted run has a point more than the others
                 losses = np.mean([np.interp(steps, *line.T) for line in lines], axis=0)
                 colour, _ = STYLES.get(model, (None, None))
-                panel.plot(steps, losses, color=colour, label=model, linewidth=1)
+                panel.plot(steps, losses, _line(model), color=colour, label=model, linewidth=1)
         panel.set(title=condition.replace("_", " "), xlabel="steps", ylabel="training loss")
         panel.grid(True, linewidth=0.4)
-    panels[0].legend(fontsize=7)
+    _add_legend(figure, panels, models)
     return figure
 
 
 def by_condition(records: list[dict], config: dict[str, Any]) -> Any:
-    """The first score of the report, by condition, with the spread over seeds."""
+    """
+    The first score of the report, by condition, with the spread over seeds. Conditions are no scale, so no line joins
+    them: the models of each stand next to each other.
+    """
     conditions, models = _names(records, config)
     path = next(iter(config["report"]))
     figure, (panel,) = _panels(1)
-    for model in models:
+    figure.set_figwidth(max(4.6, 0.75 * len(conditions)) + LEGEND_WIDTH)
+    for number, model in enumerate(models):
         cells = [cell(select(records, condition=condition, model=model), path) for condition in conditions]
         places = [place for place, found in enumerate(cells) if found is not None]
         colour, marker = STYLES.get(model, (None, "."))
         panel.errorbar(
-            places,
+            [place + 0.8 * ((number + 0.5) / len(models) - 0.5) for place in places],
             [cells[place].mean for place in places],
             [cells[place].std or 0 for place in places],
             color=colour,
             marker=marker,
+            markersize=5,
             capsize=2,
-            linewidth=1,
+            linestyle="none",
             label=model,
         )
+    for edge in range(1, len(conditions)):
+        panel.axvline(edge - 0.5, color="#cccccc", linewidth=0.6)
     panel.set_xticks(range(len(conditions)), [name.replace("_", " ") for name in conditions], rotation=30, ha="right")
-    panel.set(ylabel=heading("", path, False))
-    panel.grid(True, linewidth=0.4)
-    panel.legend(fontsize=7)
+    panel.set(ylabel=heading("", path, False), xlim=(-0.5, len(conditions) - 0.5))
+    panel.grid(True, axis="y", linewidth=0.4)
+    _add_legend(figure, [panel], models)
     return figure
 
 
@@ -134,10 +159,10 @@ def by_position(records: list[dict], config: dict[str, Any]) -> Any:
         for model in models:
             values = mean_list(select(records, condition=condition, model=model), f"test.{kind}")
             if values is not None:
-                panel.plot(values, color=STYLES.get(model, (None,))[0], label=model, linewidth=1)
+                panel.plot(values, _line(model), color=STYLES.get(model, (None,))[0], label=model, linewidth=1)
         panel.set(title=condition, xlabel=kinds[kind], ylabel="bits per byte")
         panel.grid(True, linewidth=0.4)
-    panels[0].legend(fontsize=7)
+    _add_legend(figure, panels, models)
     return figure
 
 

@@ -31,6 +31,7 @@ from huggingface_hub.utils import validate_repo_id
 from common.errors import UserError
 from hub.card_checks import license_problems
 from hub.folder_checks import first_few, is_weights
+from hub.space import check_space, linked_card, space_files, space_tree, space_url, upload_space
 
 
 @dataclass
@@ -42,6 +43,12 @@ class PushArguments:
     tag: str | None = field(default=None, metadata={"help": "Tag to put on the commit, such as v1.0."})
     private: bool = field(default=False, metadata={"help": "A repository that is made is seen by you alone."})
     create_pr: bool = field(default=False, metadata={"help": "Open a pull request instead of a commit on the branch."})
+    space: str | None = field(
+        default=None,
+        metadata={
+            "help": "Page of explore_sorting.py to publish, as a static Space of the same name; the card links it."
+        },
+    )
     license: str = field(
         default="unknown",
         metadata={
@@ -63,6 +70,8 @@ class PushArguments:
             raise UserError("--revision names a commit; a push goes to a branch.")
         if self.create_pr and self.tag:
             raise UserError("--tag and --create_pr exclude each other: tag the commit once it is merged.")
+        if self.create_pr and self.space:
+            raise UserError("--space and --create_pr exclude each other: a Space is published by who owns the model.")
 
 
 NETWORK_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError, ValueError)
@@ -100,6 +109,10 @@ class Push:
     def _run(self) -> None:
         self._sign_in()
         self._fill_in_owner()
+        if self.args.space:
+            self.current_step = f"look at the Space {self.repo_id}"
+            check_space(self.api, self.repo_id)
+            self._link_space()
         self._check_card()
         self.current_step = f"look at {self.repo_id}"
         info = self._repository()
@@ -125,6 +138,8 @@ class Push:
             self.api.create_tag(self.repo_id, tag=self.args.tag, revision=commit)
             print(f"tag {self.args.tag} is at {commit}")
         print(f'open it with revision="{commit}", trust_remote_code=True')
+        if self.args.space:
+            self._publish_space()
 
     def _sign_in(self) -> None:
         self.current_step = f"sign in at {constants.ENDPOINT}"
@@ -145,11 +160,40 @@ class Push:
             text = self.files[path].read_text(encoding="utf-8")
             named = re.sub(r"\bUSER/(?=[\w.-])", f"{owner}/", text)
             if named != text:
-                draft = Path(self.drafts.name) / path
-                draft.parent.mkdir(exist_ok=True)
-                draft.write_text(named, encoding="utf-8")
-                self.files[path] = draft
+                self._replace(path, named)
                 print(f"{path}: USER/ is {owner}/ there")
+
+    def _replace(self, path: str, text: str) -> None:
+        """Uploads this text in place of the folder's file."""
+        draft = Path(self.drafts.name) / path
+        draft.parent.mkdir(exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        self.files[path] = draft
+
+    def _link_space(self) -> None:
+        if "README.md" not in self.files:
+            print("README.md: none, so nothing on the model's page links the Space")
+            return
+        text = self.files["README.md"].read_text(encoding="utf-8")
+        linked = linked_card(text, self.repo_id)
+        if linked != text:
+            self._replace("README.md", linked)
+            print(f"README.md: links {space_url(self.repo_id)} there")
+
+    def _publish_space(self) -> None:
+        self.changes = ["The model is pushed."]
+        self.current_step = f"publish the Space {self.repo_id}"
+        files = space_files(Path(self.args.space), self.repo_id, Path(self.drafts.name))
+        self.api.create_repo(
+            self.repo_id, repo_type="space", space_sdk="static", private=self.args.private or None, exist_ok=True
+        )
+        remote_files = space_tree(self.api, self.repo_id)
+        changed = {path: file for path, file in files.items() if not has_same_content(file, remote_files.get(path))}
+        if changed:
+            upload_space(self.api, self.repo_id, changed)
+            print(f"Space {space_url(self.repo_id)}: {', '.join(changed)}")
+        else:
+            print(f"nothing changed: the Space {space_url(self.repo_id)} has this page.")
 
     def _check_card(self) -> None:
         """The Hub's own check of the metadata, before anything is created there."""

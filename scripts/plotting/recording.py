@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Records what the SortNets of a model do with one text: sort matrices, attention maps, and pairs of blocks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -10,19 +10,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
+from plan_sinkhorn import balance_plan, even_shares
 from sorting_sinkhorn import hard_assignment
 
 
+# Heads that move less of a row's weight than this away from what equal logits give have learned no sorting.
+LEARNED = 0.1
+
+
 class LayerSorting(NamedTuple):
-    """What one layer's SortNet did with one text. `G` sorting heads, `N` blocks; row `i` is a destination."""
+    """
+    What one layer's SortNet did with one text. `G` sorting heads, `N` blocks. Row `i` is a destination: a block, or,
+    with `by_token`, a token, and then there are `L` rows.
+    """
 
     layer_type: str
-    logits: Tensor  # (G, N, N) R, before the temperature
-    before: Tensor  # (G, N, N) the row softmax of R / temperature, without balancing
-    after: Tensor  # (G, N, N) the balanced sort matrix
-    baseline: Tensor  # (N, N) the result for equal logits: causal balancing alone prefers the block before
-    allowed: Tensor | None  # (1, N, N) bool, allowed pairs of blocks; `None` for all
-    candidates: Tensor | None  # (1, N, N) bool, those that a hard assignment chooses from; `None` where it is soft
+    logits: Tensor  # (G, N or L, N) R, before the temperature
+    before: Tensor  # (G, N or L, N) the row softmax of R / temperature, without balancing
+    after: Tensor  # (G, N or L, N) the balanced sort matrix
+    baseline: Tensor  # (N or L, N) the result for equal logits: causal balancing alone prefers the block before
+    allowed: Tensor | None  # (1, N or L, N) bool, pairs that sorting may join; `None` for all
+    candidates: (
+        Tensor | None
+    )  # (1, N or L, N) bool, those that a hard assignment chooses from; `None` where it is soft
+    by_token: bool = False
 
 
 class Pair(NamedTuple):
@@ -35,64 +46,146 @@ class Pair(NamedTuple):
 
 
 @contextmanager
-def recorded_sort_net(net: nn.Module) -> Iterator[dict[str, Any]]:
+def recorded_attention(attention: nn.Module, config: Any, take: Callable[[LayerSorting], None]) -> Iterator[None]:
     """
-    Fills a dict with the inputs and outputs of a SortNet in its next pass: `layout` and `matrix` through a forward
-    hook, and `logits`, which no module returns, through `perturb`, its last step before balancing.
+    Calls `take` in the next pass of an attention that sorts. Its logits, which no module returns, are seen through
+    `perturb` of its SortNet, their last step before balancing.
     """
-    seen: dict[str, Any] = {}
+    by_token = config.sort_granularity == "token"
+    net, scaled = attention.sort_net, []
+    seen: dict[str, Tensor] = {}
 
     def perturb(logits: Tensor) -> Tensor:
-        seen["logits"], seen["scaled"] = logits, type(net).perturb(net, logits)
-        return seen["scaled"]
+        scaled.append(type(net).perturb(net, logits))
+        return scaled[-1]
 
-    def keep(_net: nn.Module, arguments: tuple, matrix: Tensor) -> None:
-        seen.update(layout=arguments[1], matrix=matrix)
+    def keep_matrix(_net: nn.Module, _arguments: tuple, matrix: Tensor) -> None:
+        seen["matrix"] = matrix
+
+    def ask_for_plan(_module: nn.Module, arguments: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        return arguments, kwargs | {"output_sort_matrices": True}
+
+    def finish(_module: nn.Module, arguments: tuple, kwargs: dict, outputs: tuple) -> tuple:
+        layout = (arguments[1] if len(arguments) > 1 else kwargs["layout"]).blocks
+        if by_token:
+            take(_sorting_of_tokens(attention.layer_type, config, layout, scaled, outputs[2]))
+            outputs = (*outputs[:2], None)  # the plan of all tokens is large; nobody else asked for it
+        else:
+            take(_sorting_of_blocks(attention.layer_type, config, layout, scaled[0], seen.pop("matrix")))
+        scaled.clear()
+        return outputs
 
     net.perturb = perturb  # on this object only: overrides the method of the class
-    hook = net.register_forward_hook(keep)
+    hooks = [attention.register_forward_hook(finish, with_kwargs=True)]
+    if by_token:
+        hooks.append(attention.register_forward_pre_hook(ask_for_plan, with_kwargs=True))
+    else:
+        hooks.append(net.register_forward_hook(keep_matrix))
     try:
-        yield seen
+        yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         del net.perturb
+
+
+def _sorting_of_blocks(layer_type: str, config: Any, layout: Any, scaled: Tensor, matrix: Tensor) -> LayerSorting:
+    # Zero iterations of balancing give the row softmax, causal or not.
+    before = sinkhorn_balance(scaled, layout.balanced, 0)
+    baseline = balance_equal_logits(before[:1, :1], layout.balanced, config)
+    allowed = None if layout.balanced is None else layout.balanced[0]
+    candidates = None
+    if config.sort_assignment == "hard":
+        candidates = layout.candidates[0]
+        if layer_type == "sortcut_attention":  # it has no local blocks, so every block is a candidate
+            candidates = torch.ones_like(candidates) if allowed is None else allowed
+    logits = scaled[0] * config.sinkhorn_temperature
+    return LayerSorting(layer_type, logits, before[0], matrix[0], baseline[0, 0], allowed, candidates)
+
+
+def _sorting_of_tokens(layer_type: str, config: Any, layout: Any, scaled: list[Tensor], plan: Tensor) -> LayerSorting:
+    """`scaled`: parts of the tokens, each with as many blocks as they may see."""
+    num_tokens, num_blocks = plan.shape[2:]
+    rows = torch.cat([nn.functional.pad(part, (0, num_blocks - part.shape[-1])) for part in scaled], dim=2)
+    rows = rows[:, :, :num_tokens]
+    candidates = layout.candidates[:, :, :, :num_blocks].repeat_interleave(config.block_size, dim=2)
+    candidates = candidates[:, :, :num_tokens]
+    before, _ = balance_plan(rows, candidates, None, 0, config.is_decoder)
+    # Equal logits give even shares, which no capacity changes: it would scale all columns alike.
+    baseline = even_shares(candidates, before.dtype)[0, 0]
+    logits = rows[0] * config.sinkhorn_temperature
+    return LayerSorting(layer_type, logits, before[0], plan[0], baseline, candidates[0], candidates[0], by_token=True)
 
 
 @torch.no_grad()
 def record_sorting(
-    model: PreTrainedModel, input_ids: Tensor, maps: bool = False
-) -> tuple[dict[int, LayerSorting], list[Tensor] | None]:
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    maps: bool = False,
+    keep: Callable[[int, LayerSorting], Any] = lambda number, sorting: sorting,
+) -> tuple[dict[int, Any], list[Tensor] | None]:
     """
-    Reads a text of `L` tokens, `(1, L)`, without noise.
+    Reads a text of `L` tokens, `(1, L)`, without noise. `model`: a body.
+
+    Args:
+        keep: what to keep of each sorting layer's number and sorting.
 
     Returns:
-        What each sorting layer did, by number; and with `maps` (needs eager attention) the source-token attention map
-        `(H, L, L)` of every layer.
+        What `keep` gave of each sorting layer, by number; and with `maps` (needs eager attention) the source-token
+        attention map `(H, L, L)` of every layer.
     """
-    model.eval()
-    with ExitStack() as stack:
-        seen = {
-            number: (layer.self_attn.layer_type, stack.enter_context(recorded_sort_net(layer.self_attn.sort_net)))
-            for number, layer in enumerate(model.layers)
-            if layer.self_attn.sorts
-        }
-        outputs = model(input_ids, use_cache=False, output_attentions=maps)
-    layers = {}
-    for number, (layer_type, found) in seen.items():
-        layout = found["layout"]
-        # Zero iterations of balancing give the row softmax, causal or not.
-        before = sinkhorn_balance(found["scaled"], layout.balanced, 0)
-        baseline = balance_equal_logits(before[:1, :1], layout.balanced, model.config)
-        allowed = None if layout.balanced is None else layout.balanced[0]
-        candidates = None
-        if model.config.sort_assignment == "hard":
-            candidates = layout.candidates[0]
-            if layer_type == "sortcut_attention":  # it has no local blocks, so every block is a candidate
-                candidates = torch.ones_like(candidates) if allowed is None else allowed
-        layers[number] = LayerSorting(
-            layer_type, found["logits"][0], before[0], found["matrix"][0], baseline[0, 0], allowed, candidates
-        )
+    layers, outputs = record_outputs(model, input_ids, keep, output_attentions=maps)
     return layers, [attention[0] for attention in outputs.attentions] if maps else None
+
+
+@torch.no_grad()
+def record_outputs(
+    model: PreTrainedModel, input_ids: Tensor, keep: Callable[[int, LayerSorting], Any], **kwargs: Any
+) -> tuple[dict[int, Any], Any]:
+    """`record_sorting` of a model with or without a head; returns the model's outputs too."""
+    model.eval()
+    layers: dict[int, Any] = {}
+
+    def taker(number: int) -> Callable[[LayerSorting], None]:
+        return lambda sorting: layers.__setitem__(number, keep(number, sorting))
+
+    with ExitStack() as stack:
+        for number, layer in enumerate(model.base_model.layers):
+            if layer.self_attn.sorts:
+                stack.enter_context(recorded_attention(layer.self_attn, model.config, taker(number)))
+        outputs = model(input_ids, use_cache=False, **kwargs)
+    return layers, outputs
+
+
+def moved_weight(sorting: LayerSorting) -> Tensor:
+    """
+    `(G,)`: the share of a row's weight that is elsewhere than with equal logits, the mean over the rows that have a
+    choice. 0 where no sorting was learned.
+    """
+    moved = (sorting.after - sorting.baseline).abs().sum(-1) / 2
+    if sorting.allowed is None:
+        return moved.mean(-1)
+    chooses = sorting.allowed[0].sum(-1) > 1
+    return (moved * chooses).sum(-1) / chooses.sum().clamp(min=1)
+
+
+def mean_over_blocks(sorting: LayerSorting, block_size: int) -> LayerSorting:
+    """With a row for each block, the mean over its tokens, where each token chose."""
+    if not sorting.by_token:
+        return sorting
+
+    def mean(rows: Tensor) -> Tensor:
+        return torch.stack([part.mean(-2) for part in rows.split(block_size, dim=-2)], dim=-2)
+
+    allowed = torch.stack([part.any(-2) for part in sorting.allowed.split(block_size, dim=-2)], dim=-2)
+    return sorting._replace(
+        logits=mean(sorting.logits),
+        before=mean(sorting.before),
+        after=mean(sorting.after),
+        baseline=mean(sorting.baseline),
+        allowed=allowed,
+        candidates=allowed,
+    )
 
 
 def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> Tensor:
@@ -105,14 +198,14 @@ def balance_equal_logits(like: Tensor, allowed: Tensor | None, config: Any) -> T
 
 def strongest_pairs(sorting: LayerSorting, head: int, config: Any) -> list[Pair]:
     """
-    For each destination block with a source, the source block with the largest weight (soft) or the gathered blocks
-    (hard). Pairs furthest above the weight for equal logits come first: the choice of the SortNet, not of the mask. In
-    a SortCut layer, the destinations are the blocks kept for every query.
+    For each destination block with a source, the source block with the largest weight (soft, and the mean over tokens
+    that chose) or the gathered blocks (hard). Pairs furthest above the weight for equal logits come first: the choice of
+    the SortNet, not of the mask. In a SortCut layer, the destinations are the blocks kept for every query.
     """
     matrix = sorting.after[head]
     rows = config.sortcut_blocks if sorting.layer_type == "sortcut_attention" else len(matrix)
     matrix = matrix[:rows]
-    if config.sort_assignment == "hard":
+    if config.sort_assignment == "hard" and not sorting.by_token:
         candidates = sorting.candidates[None, :, :rows]
         choice = hard_assignment(matrix[None, None], candidates, config.num_sorted_blocks)
         found = [

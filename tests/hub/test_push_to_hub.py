@@ -24,11 +24,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, pipeline
 
 import modeling_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
+from exploring.page import write_page
 from helpers import BESIDE_THE_MODEL, SCRIPTS
 from hub_server import Blob, HubServer, Repository
 from maintenance.recipes import RECIPES
@@ -306,6 +308,12 @@ def contents_of(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    write_page({"model": "model", "text": "speech.txt", "tokens": []}, tmp_path / "explorer.html")
+    return tmp_path / "explorer.html"
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -635,6 +643,70 @@ def test_branch_tag_and_pull_request(hub, push, folder, name):
     assert contents(repo, "refs/pr/1") == contents_of(folder) and repo.head.oid == main
 
 
+def test_a_page_becomes_a_space_that_the_card_links(hub, push, folder, name, page):
+    flags = ("--model_folder", folder, "--repo_id", name, "--space", page)
+    assert f"{page} would be the page of a Space of the same name." in push(*flags, "--dry_run").output
+    assert name not in hub.spaces and name not in hub.repos
+    output = push(*flags).output
+    url = f"{hub.url}/spaces/{name}"
+    assert f"README.md: links {url} there" in output and f"Space {url}: README.md, index.html" in output
+    space = hub.spaces[name]
+    assert space.sdk == "static" and not space.private
+    found = contents(space)
+    assert found.keys() == {"README.md", "index.html"} and found["index.html"] == page.read_bytes()
+    metadata = yaml.safe_load(found["README.md"].decode().split("---")[1])
+    assert (metadata["sdk"], metadata["app_file"], metadata["models"]) == ("static", "index.html", [name])
+    card = contents(hub.repos[name])["README.md"].decode()
+    assert card.startswith(CARD) and card.count(url) == 1
+    # Again: nothing changes. Then another page: the Space alone does.
+    before = hub.repos[name].head, space.head
+    output = push(*flags).output
+    assert f"nothing changed: the Space {url} has this page." in output
+    assert (hub.repos[name].head, space.head) == before
+    write_page({"model": "model", "text": "another.txt", "tokens": []}, page)
+    assert f"Space {url}: index.html" in push(*flags).output
+    assert contents(space)["index.html"] == page.read_bytes() and hub.repos[name].head == before[0]
+
+
+def test_a_private_model_has_a_private_space(hub, push, folder, name, page):
+    push("--model_folder", folder, "--repo_id", name, "--space", page, "--private")
+    assert hub.repos[name].private and hub.spaces[name].private
+
+
+def test_another_space_is_not_overwritten(hub, push, folder, name, page):
+    hub.spaces[name] = Repository(name, private=False, sdk="gradio")
+    hub.spaces[name].add_commit("refs/heads/main", None, "an app", {})
+    output = push("--model_folder", folder, "--repo_id", name, "--space", page, status=1).output
+    assert f"there is a Space {name} with the SDK gradio, which is not such a page" in output
+    assert name not in hub.repos
+
+
+def test_a_space_that_fails_leaves_the_model_and_says_so(hub, push, folder, name, page):
+    with hub.fault("POST", f"/api/spaces/{name}/commit/", status=403):
+        output = push("--model_folder", folder, "--repo_id", name, "--space", page, status=1).output
+    assert f"could not publish the Space {name}" in output and "The model is pushed." in output
+    assert "model.safetensors" in contents(hub.repos[name])
+    push("--model_folder", folder, "--repo_id", name, "--space", page)
+    assert "index.html" in contents(hub.spaces[name])
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "there is no page"),
+        ("<html></html>", "is no page of scripts/explore_sorting.py"),
+        (b"\xff", "cannot be"),
+    ],
+    ids=["missing", "other", "binary"],
+)
+def test_what_is_no_page_is_refused(hub, push, folder, name, tmp_path, content, message):
+    path = tmp_path / "page.html"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    output = push("--model_folder", folder, "--repo_id", name, "--space", path, status=1).output
+    assert "error: --space: " in output and message in output and name not in hub.repos
+
+
 def test_weights_of_an_earlier_push_go_away(hub, push, folder, name):
     """Else `from_pretrained` would open the old model.safetensors, which it prefers to shards."""
     push("--model_folder", folder, "--repo_id", name)
@@ -949,6 +1021,7 @@ def test_no_folder(push, tmp_path, name):
         (["--repo_id", "a/b", "--commit_message", ""], "--commit_message is empty"),
         (["--repo_id", "a/b", "--revision", "0" * 40], "--revision names a commit"),
         (["--repo_id", "a/b", "--create_pr", "--tag", "v1"], "--tag and --create_pr exclude each other"),
+        (["--repo_id", "a/b", "--create_pr", "--space", "p.html"], "--space and --create_pr exclude each other"),
     ],
 )
 def test_flags_that_cannot_be_meant(push, folder, flags, message):
