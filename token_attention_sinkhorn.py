@@ -78,7 +78,7 @@ class SinkhornTokenAttention(SinkhornAttention):
         cache.crops_anywhere = self.sort_net.compares_keys and not balances
         cache.apply_crop(cached)
         cache.append(key, value, cached, rotated=True)
-        if cache.piece_keys is not None and is_one_token(self, query, maps, keeps_matrix):
+        if is_one_token(self, query, cache, maps, keeps_matrix):
             return attend_one_token(self, query, layout, cache), None, None
         scores = self._scores_in_cache(inputs, query, layout, cache)
         before, columns, keep_sums = None, None, None

@@ -13,18 +13,20 @@ from torch import Tensor, nn
 
 
 try:  # a folder on the Hub, or any package
+    from .cache_states_sinkhorn import may_change_in_place
     from .cached_attention_sinkhorn import CacheLayer
     from .layout_sinkhorn import BlockLayout, CacheLayout
     from .shares_sinkhorn import SMALLEST_SHARE
     from .sorting_sinkhorn import best_candidates, gather_blocks
 except ImportError:  # flat modules, as installed
+    from cache_states_sinkhorn import may_change_in_place
     from cached_attention_sinkhorn import CacheLayer
     from layout_sinkhorn import BlockLayout, CacheLayout
     from shares_sinkhorn import SMALLEST_SHARE
     from sorting_sinkhorn import best_candidates, gather_blocks
 
 
-def is_one_token(attention: nn.Module, query: Tensor, maps: bool, keeps_matrix: bool) -> bool:
+def is_one_token(attention: nn.Module, query: Tensor, cache: CacheLayer, maps: bool, keeps_matrix: bool) -> bool:
     """Whether `attend_one_token` does what this pass asks for, `query` `(B, M, Q, H, D)`."""
     config = attention.config
     return (
@@ -32,7 +34,9 @@ def is_one_token(attention: nn.Module, query: Tensor, maps: bool, keeps_matrix: 
         and attention.layer_type == "sinkhorn_attention"
         and attention.sort_net.compares_keys
         and config.sinkhorn_iterations == 0
-        and not (maps or keeps_matrix or attention.training or torch.is_grad_enabled())
+        and not (maps or keeps_matrix or attention.training)
+        and cache.piece_keys is not None
+        and may_change_in_place(cache.piece_keys)
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
     )
 

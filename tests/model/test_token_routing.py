@@ -16,6 +16,7 @@ from test_reference import compare
 
 import routed_attention_sinkhorn
 import routing_sinkhorn
+import token_attention_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
 from helpers import BLOCK, TOKEN, assert_close, padding_masks, pairwise, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
@@ -463,6 +464,29 @@ def test_chunks_equal_the_full_forward(case):
     for sizes in ([1], [5, 1, 9, 2]):
         actual = in_chunks(model, ids, mask, sizes, make_cache(model, static))[real]
         assert_close(actual, expected, 1e-9)
+
+
+@pytest.mark.parametrize("sort_net", ["keys", "index"])
+def test_steps_of_one_token_take_the_short_way_where_they_may(sort_net, monkeypatch):
+    """Not where a cache holds tensors of inference mode, or a graph needs them as they are."""
+    taken = []
+    short_way = token_attention_sinkhorn.attend_one_token
+    monkeypatch.setattr(
+        token_attention_sinkhorn, "attend_one_token", lambda *args: taken.append(1) or short_way(*args)
+    )
+    model = make(f"token-{sort_net}", SinkhornForCausalLM, is_decoder=True, num_sink_blocks=1, sinkhorn_iterations=0)
+    ids = tokens(2, 29)
+    expected = model(ids, use_cache=False).logits
+    for mode, steps in ((torch.no_grad, 6 * len(model.model.layers)), (torch.inference_mode, 0)):
+        cache = make_cache(model, False)
+        taken.clear()
+        with mode():
+            model(ids[:, :23], cache=cache)
+        with torch.no_grad():
+            assert_close(in_chunks(model, ids[:, 23:], None, [1], cache), expected[:, 23:], 1e-9)
+        assert len(taken) == steps
+    cache = make_cache(model, False)
+    model(ids[:, :23], cache=cache).logits.sum().backward()
 
 
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
