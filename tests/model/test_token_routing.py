@@ -477,14 +477,14 @@ def test_steps_of_one_token_take_the_short_way_where_they_may(sort_net, monkeypa
     model = make(f"token-{sort_net}", SinkhornForCausalLM, is_decoder=True, num_sink_blocks=1, sinkhorn_iterations=0)
     ids = tokens(2, 29)
     expected = model(ids, use_cache=False).logits
-    for mode, steps in ((torch.no_grad, 6 * len(model.model.layers)), (torch.inference_mode, 0)):
+    for mode, steps in ((torch.no_grad, 6), (torch.inference_mode, 5)):  # the first step replaces the states
         cache = make_cache(model, False)
         taken.clear()
         with mode():
             model(ids[:, :23], cache=cache)
         with torch.no_grad():
             assert_close(in_chunks(model, ids[:, 23:], None, [1], cache), expected[:, 23:], 1e-9)
-        assert len(taken) == steps
+        assert len(taken) == steps * len(model.model.layers)
     cache = make_cache(model, False)
     model(ids[:, :23], cache=cache).logits.sum().backward()
 
