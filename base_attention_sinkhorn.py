@@ -39,7 +39,10 @@ class ProjectedBlocks(NamedTuple):
     def rotated(self, tables: RotaryTables) -> "ProjectedBlocks":
         """With queries and keys rotated by tables `(B or 1, M, Q, D)`."""
         cos, sin = tables.unsqueeze(-2)
-        return self._replace(query=apply_rotary(self.query, cos, sin), key=apply_rotary(self.key, cos, sin))
+        # Not `_replace`, which torch before 2.9 cannot compile.
+        return ProjectedBlocks(
+            self.inputs, apply_rotary(self.query, cos, sin), apply_rotary(self.key, cos, sin), self.value
+        )
 
 
 def eager_attention_forward(

@@ -133,7 +133,7 @@ class SinkhornTokenAttention(SinkhornAttention):
             keep_sums,
         )
         if self.sort_net.config.sort_net == "keys":
-            choice = choice._replace(weight=torch.ones_like(choice.weight))
+            choice = HardSort(choice.index, choice.chosen, torch.ones_like(choice.weight))
         return choice, plan
 
     def _attend(
