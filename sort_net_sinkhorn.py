@@ -212,8 +212,14 @@ class SinkhornSortNet(nn.Module):
         grid, b = layout.grid, layout.grid.block_size
         if self.config.is_decoder:
             scores = self._scores_of_keys(query, key, layout)
-            first = scores._replace(
-                query=scores.query[:, :, :, ::b], own_key=scores.own_key[:, :, ::b], slot=scores.slot[:, ::b]
+            first = KeyScores(
+                scores.query[:, :, :, ::b],
+                scores.pieces,
+                scores.log_lengths,
+                scores.own_key[:, :, ::b],
+                scores.slot[:, ::b],
+                scores.piece_size,
+                scores.same_document,
             )
             return first.logits(slice(0, grid.num_blocks), grid.num_blocks)
         scores = self._scores_of_keys(query, key, layout)
