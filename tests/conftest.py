@@ -16,6 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from elsewhere import Elsewhere
+    from hub_server import HubServer
+
 
 # Read when the libraries are imported, so they are set before that. A test that asks the Hub for anything fails at
 # once, instead of passing on a machine that happens to have a cache.
@@ -102,3 +105,21 @@ def same_verbosity():
     before = transformers.logging.get_verbosity()
     yield
     transformers.logging.set_verbosity(before)
+
+
+@pytest.fixture(scope="session")
+def hub() -> Iterator["HubServer"]:
+    """A Hub on the loopback interface."""
+    from hub_server import HubServer
+
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def elsewhere(hub: "HubServer", tmp_path_factory: pytest.TempPathFactory) -> Iterator["Elsewhere"]:
+    """A machine without this package, from which the Hub can be reached."""
+    from elsewhere import started
+
+    with started(tmp_path_factory.mktemp("elsewhere"), hub.url) as there:
+        yield there

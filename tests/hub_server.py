@@ -28,6 +28,10 @@ GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for s
 LICENSES = ("apache-2.0", "mit", "other")  # a few of the real list are enough to refuse the rest
 
 
+# Names, not secrets: nothing but the server below knows them.
+MARY, MARY_READS, JOHN = "token-of-mary-1", "token-of-mary-2", "token-of-john-3"
+
+
 @dataclass(frozen=True)
 class Blob:
     content: bytes
@@ -147,13 +151,13 @@ def route(methods: str, path: str) -> Callable[[Route], Route]:
 
 class HubServer:
     """
-    `with HubServer({token: user}) as hub:` serves at `hub.url`. `read_tokens` may only read.
+    `with HubServer() as hub:` serves at `hub.url`, to Mary and John. `MARY_READS` may only read.
 
     `log` has every request as (method, path, status); status 0 is a connection that was closed.
     """
 
-    def __init__(self, users: dict[str, str], read_tokens: tuple[str, ...] = ()):
-        self.users, self.read_tokens = users, read_tokens
+    def __init__(self):
+        self.users, self.read_tokens = {MARY: "mary", MARY_READS: "mary", JOHN: "john"}, (MARY_READS,)
         self.repos: dict[str, Repository] = {}
         self.spaces: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}  # large files by SHA-256

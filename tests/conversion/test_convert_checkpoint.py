@@ -2,7 +2,6 @@
 """`convert_checkpoint.py`: a folder in, a complete folder out, which works where this package is not installed."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,29 +23,14 @@ CARD = "---\nlicense: llama3.1\nlanguage:\n- en\n---\n# A small model\n"
 QUESTION = [{"role": "user", "content": "the state of the union"}]
 SMALL = ("--calibration_rows", 2, "--calibration_length", 128, "--evaluation_length", 0)
 
-# Away from the repository, with this package's modules hidden: that stands in for a machine without it.
-THERE = """
-import importlib.abc, json, pathlib, sys
-
-folder, *hidden = sys.argv[1:]
-
-
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
-
-
-sys.meta_path.insert(0, Hide())
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-question = json.loads(pathlib.Path("question.json").read_text())
-batch = tokenizer.apply_chat_template(question, return_tensors="pt", return_dict=True)
-answer = model.generate(**batch, max_new_tokens=12, do_sample=False)
-report = {"module": type(model).__module__, "tokens": answer.tolist()}
-pathlib.Path("report.json").write_text(json.dumps(report))
+# What a process without this package does.
+PROGRAM = """
+def answer(folder, question):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    batch = tokenizer.apply_chat_template(question, return_tensors="pt", return_dict=True)
+    written = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    return {"module": type(model).__module__, "tokens": written.tolist()}
 """
 
 
@@ -133,16 +117,9 @@ def test_it_loads_and_saves_again(converted, source, tmp_path):
     assert_close(full(long).logits, AutoModelForCausalLM.from_pretrained(source)(long).logits)
 
 
-def test_it_works_without_the_package(converted, tmp_path):
-    (tmp_path / "question.json").write_text(json.dumps(QUESTION), encoding="utf-8")
-    (tmp_path / "there.py").write_text(THERE, encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
-    environment |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    hidden = [path.stem for path in ROOT.glob("*_sinkhorn.py")]
-    command = [sys.executable, "-I", "there.py", str(converted), *hidden]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+def test_it_works_without_the_package(converted, elsewhere):
+    arguments = {"folder": str(converted), "question": QUESTION}
+    report = elsewhere.do("answer", PROGRAM, arguments, offline=True).checked()
     assert report["module"].startswith("transformers_modules.")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(converted), AutoTokenizer.from_pretrained(converted)
     batch = tokenizer.apply_chat_template(QUESTION, return_tensors="pt", return_dict=True)

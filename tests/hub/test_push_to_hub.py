@@ -1,13 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 `scripts/push_to_hub.py` against a Hub on the loopback interface, and what it pushed, opened by its id where this package
-is not installed. Importing torch and transformers is what a process costs: two processes do that once (pushing and
-pulling) and fork for every job. Each begins with an empty Hugging Face home.
+is not installed.
 """
 
 import copy
 import json
-import os
 import re
 import shutil
 import signal
@@ -30,14 +28,13 @@ from transformers import PreTrainedTokenizerFast, pipeline
 
 import modeling_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
+from elsewhere import Elsewhere, Result, environment_without_ours
 from exploring.page import write_page
 from helpers import BESIDE_THE_MODEL, SCRIPTS
-from hub_server import Blob, HubServer, Repository
+from hub_server import JOHN, MARY, MARY_READS, Blob, HubServer, Repository
 from maintenance.recipes import RECIPES
 
 
-# Names, not secrets: the server below knows them, nothing else does.
-MARY, MARY_READS, JOHN = "token-of-mary-1", "token-of-mary-2", "token-of-john-3"
 TEXT = "The state of the Union is strong."
 GENERATE = {"max_new_tokens": 8, "do_sample": False}
 CARD = """---
@@ -49,172 +46,37 @@ tags:
 
 # A tiny model
 """
-HIDDEN = sorted(path.stem for path in Path(modeling_sinkhorn.__file__).parent.glob("*_sinkhorn.py"))
 
-# Takes jobs as lines of JSON, and runs each in a fork of its own: the code that one job loads registers its classes for
-# the whole process. This package's modules are hidden, which stands in for a machine without it.
-CHILD = """
-import gc, importlib.abc, inspect, json, os, pathlib, runpy, sys, traceback
-
-hidden = json.loads(sys.argv[1])
-
-
-class Hide(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
-
-
-sys.meta_path.insert(0, Hide())
-
-import huggingface_hub
-import torch
-import transformers
-
-# Loaded on first use, so each fork would load them again.
-import transformers.core_model_loading
-import transformers.conversion_mapping
-import transformers.dynamic_module_utils
-import transformers.loss.loss_utils
-import transformers.masking_utils
-import transformers.modeling_layers
-import transformers.modeling_rope_utils
-import transformers.utils.output_capturing
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
-from transformers import AutoTokenizer, GenerationMixin, HfArgumentParser, pipeline
-
-transformers.logging.set_verbosity_error()
-transformers.logging.disable_progress_bar()
-inspect.getmodule(Hide.find_spec.__code__)  # makes its table of all modules, which torch asks for
-gc.freeze()  # else a collection in a fork copies all of it
-
-
-def script(job):
+# What the other process does. `time.sleep` is between the library's attempts.
+PROGRAM = """
+def script(argv, endpoint=None, path=()):
     import time
-    if job["endpoint"]:
-        huggingface_hub.constants.ENDPOINT = job["endpoint"]
-    time.sleep = lambda seconds: None  # between the library's attempts
-    sys.argv = job["argv"]
-    runpy.run_path(job["argv"][0], run_name="__main__")
+    if endpoint:
+        huggingface_hub.constants.ENDPOINT = endpoint
+    time.sleep = lambda seconds: None
+    sys.argv, sys.path[:0] = argv, path
+    runpy.run_path(argv[0], run_name="__main__")
 
 
-def load(job):
-    auto_class = getattr(transformers, job["auto_class"])
-    options = {"revision": job["revision"], "trust_remote_code": True}
-    model, info = auto_class.from_pretrained(job["repo"], output_loading_info=True, **options)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(job["repo"], **options)
+def load(auto_class, repo, revision, text):
+    auto_class = getattr(transformers, auto_class)
+    options = {"revision": revision, "trust_remote_code": True}
+    model, info = auto_class.from_pretrained(repo, output_loading_info=True, **options)
+    tokenizer = AutoTokenizer.from_pretrained(repo, **options)
     with torch.no_grad():
-        answer = model.eval()(**tokenizer(job["text"], return_tensors="pt"))[0].tolist()
+        answer = model.eval()(**tokenizer(text, return_tensors="pt"))[0].tolist()
     return {"module": type(model).__module__, "missing": sorted(info["missing_keys"]), "answer": answer}
 
 
-def pipe(job):
-    built = transformers.pipeline(job["task"], model=job["repo"], revision=job["revision"], trust_remote_code=True)
-    return {"module": type(built.model).__module__, "answer": built(job["text"], **job["options"])}
+def pipe(task, repo, revision, text, options):
+    built = pipeline(task, model=repo, revision=revision, trust_remote_code=True)
+    return {"module": type(built.model).__module__, "answer": built(text, **options)}
 
 
-def upload(job):
-    huggingface_hub.create_repo(job["repo"])
-    huggingface_hub.upload_folder(repo_id=job["repo"], folder_path=job["folder"])
-
-
-def installed(job):
-    found = []
-    for name in hidden:
-        try:
-            __import__(name)
-            found.append(name)
-        except ModuleNotFoundError:
-            pass
-    return found
-
-
-def work(job):
-    output = os.open(job["output"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    try:
-        os.environ.update(job["environment"])
-        huggingface_hub.constants.HF_HUB_OFFLINE = job.get("offline", False)  # what the variable is read into
-        report = globals()[job["kind"]](job)
-        pathlib.Path(job["report"]).write_text(json.dumps(report, default=float), encoding="utf-8")
-        status = 0
-    except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 1 if error.code else 0
-        if isinstance(error.code, str):
-            print(error.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-        status = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
-for line in sys.stdin:
-    pid = os.fork()
-    if not pid:
-        work(json.loads(line))
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+def upload(repo, folder):
+    huggingface_hub.create_repo(repo)
+    huggingface_hub.upload_folder(repo_id=repo, folder_path=folder)
 """
-
-
-@dataclass
-class Result:
-    status: int
-    output: str
-    report: Any
-
-
-class Worker:
-    """A process that has the libraries loaded, away from the repository."""
-
-    def __init__(self, folder: Path, environment: dict[str, str]):
-        folder.mkdir()
-        self.folder = folder
-        (folder / "child.py").write_text(CHILD, encoding="utf-8")
-        # Neither the current folder is searched, nor that of the script, nor the user's.
-        command = [sys.executable, "-P", "-s", str(folder / "child.py"), json.dumps(HIDDEN)]
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def do(self, kind: str, environment: dict[str, str] | None = None, **job) -> Result:
-        report, output = self.folder / "report.json", self.folder / "output.txt"
-        report.unlink(missing_ok=True)
-        job |= {"kind": kind, "environment": environment or {}, "report": str(report), "output": str(output)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        status = int(self.process.stdout.readline())
-        answer = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
-        return Result(status, output.read_text(encoding="utf-8"), answer)
-
-    def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait(timeout=60)
-
-
-def environment_of(hub: HubServer, home: Path, **more: str) -> dict[str, str]:
-    """Without tokens, proxies or settings of this machine."""
-    unwanted = ("PYTHON", "HF_", "TRANSFORMERS_")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(unwanted) and not name.lower().endswith("_proxy")
-    }
-    settings = {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-    return kept | settings | {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | more
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
-    with HubServer({MARY: "mary", MARY_READS: "mary", JOHN: "john"}, read_tokens=(MARY_READS,)) as server:
-        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -229,31 +91,35 @@ def sound_traffic(request: pytest.FixtureRequest) -> Iterator[None]:
         assert unknown == [] and problems == []
 
 
-@pytest.fixture(scope="module")
-def pusher(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    folder = tmp_path_factory.mktemp("pusher")
-    worker = Worker(folder / "work", environment_of(hub, folder / "home", PYTHONPATH=str(SCRIPTS)))
-    yield worker
-    worker.close()
+class Users:
+    """Mary, with her token and this repository's scripts; and somebody with neither, and an empty cache."""
+
+    def __init__(self, there: Elsewhere):
+        self.there = there
+
+    def push(self, *argv, token: str = MARY, endpoint: str | None = None, offline: bool = False) -> Result:
+        arguments = {"argv": [*map(str, argv)], "endpoint": endpoint, "path": [str(SCRIPTS)]}
+        environment = {"HF_TOKEN": token}
+        return self.there.do("script", PROGRAM, arguments, home="mary", environment=environment, offline=offline)
+
+    def pull(self, function: str, token: str = "", offline: bool = False, **arguments) -> Result:
+        environment = {"HF_TOKEN": token}
+        return self.there.do(function, PROGRAM, arguments, home="somebody", environment=environment, offline=offline)
 
 
 @pytest.fixture(scope="module")
-def puller(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    """A machine with an empty cache, without token and without this package."""
-    folder = tmp_path_factory.mktemp("puller")
-    worker = Worker(folder / "work", environment_of(hub, folder / "home"))
-    yield worker
-    worker.close()
+def users(elsewhere: Elsewhere) -> Users:
+    return Users(elsewhere)
 
 
 Push = Callable[..., Result]
 
 
 @pytest.fixture
-def push(pusher: Worker) -> Push:
+def push(users: Users) -> Push:
     def run(*flags, token: str | None = MARY, status: int = 0, endpoint=None, offline=False) -> Result:
-        argv = [str(SCRIPTS / "push_to_hub.py"), *map(str, flags)]
-        result = pusher.do("script", {"HF_TOKEN": token or ""}, argv=argv, endpoint=endpoint, offline=offline)
+        argv = [SCRIPTS / "push_to_hub.py", *flags]
+        result = users.push(*argv, token=token or "", endpoint=endpoint, offline=offline)
         assert result.status == status, result.output
         assert "Traceback" not in result.output
         assert token is None or token not in result.output
@@ -336,7 +202,6 @@ class RoundTrip:
     offline: dict[str, Result]
     commits: dict[str, str]
     requests_offline: int
-    installed: list[str]
 
 
 def answers_here(folders: dict[str, Path], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -360,8 +225,7 @@ def answers_here(folders: dict[str, Path], tokenizer: PreTrainedTokenizerFast) -
 @pytest.fixture(scope="module")
 def round_trip(
     hub: HubServer,
-    pusher: Worker,
-    puller: Worker,
+    users: Users,
     classifier: Path,
     tiny_tokenizer: PreTrainedTokenizerFast,
     tmp_path_factory: pytest.TempPathFactory,
@@ -382,27 +246,26 @@ def round_trip(
         for repo, folder in models.items():
             argv = [script, "--model_folder", str(folder), "--repo_id", repo]
             argv += ["--private"] if repo == "mary/clm" else []
-            result = pusher.do("script", {"HF_TOKEN": MARY}, argv=argv, endpoint=None, offline=False)
+            result = users.push(*argv)
             assert result.status == 0, result.output
             commits.setdefault(repo, hub.repos[repo].head.oid)
             assert contents(hub.repos[repo]) == contents_of(folder)
 
-    def load_all(environment: dict[str, str], **more) -> dict[str, Result]:
+    def load_all(**how) -> dict[str, Result]:
         return {
-            name: puller.do(kind, environment, repo=repo, revision=commits[repo], text=TEXT, **job, **more)
-            for name, (kind, repo, job) in LOADS.items()
+            name: users.pull(function, repo=repo, revision=commits[repo], text=TEXT, **arguments, **how)
+            for name, (function, repo, arguments) in LOADS.items()
         }
 
-    installed = puller.do("installed").report
-    online = load_all({"HF_TOKEN": MARY})
+    online = load_all(token=MARY)
     before = len(hub.log)
-    offline = load_all({}, offline=True)
+    offline = load_all(offline=True)
     here = answers_here(folders, tiny_tokenizer)
-    return RoundTrip(here, online, offline, commits, len(hub.log) - before, installed)
+    return RoundTrip(here, online, offline, commits, len(hub.log) - before)
 
 
-def test_the_package_is_hidden_there(round_trip):
-    assert round_trip.installed == []
+def test_the_package_is_hidden_there(elsewhere):
+    assert elsewhere.do("found", "", {}).checked() == []
 
 
 @pytest.mark.parametrize("where", ["online", "offline"])
@@ -444,7 +307,7 @@ SHIPPED = {
 
 
 @pytest.mark.parametrize("model", SHIPPED)
-def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, puller, model, tmp_path):
+def test_the_documents_command_makes_a_public_model_that_works(hub, users, model, tmp_path):
     root = SCRIPTS.parent
     (command,) = re.findall(
         r"scripts/push_to_hub.py (.*/sinkhorn-sotu-lm)$", (root / "docs" / "hub.md").read_text(), re.M
@@ -454,9 +317,7 @@ def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, pull
         .replace("USER/", "mary/")
         .replace("checkpoints/", f"{root}/checkpoints/")
     )
-    argv = [str(SCRIPTS / "push_to_hub.py"), *flags.split()]
-    result = pusher.do("script", {"HF_TOKEN": MARY}, argv=argv, endpoint=None, offline=False)
-    assert result.status == 0, result.output
+    users.push(SCRIPTS / "push_to_hub.py", *flags.split()).checked()
     repo = f"mary/{model}"
     assert not hub.repos[repo].private
     there, folder = contents(hub.repos[repo]), contents_of(root / "checkpoints" / model)
@@ -466,18 +327,18 @@ def test_the_documents_command_makes_a_public_model_that_works(hub, pusher, pull
     }
     assert there.keys() == folder.keys()
     task, text, options = SHIPPED[model]
-    result = puller.do("pipe", repo=repo, revision=hub.repos[repo].head.oid, task=task, text=text, options=options)
-    assert result.status == 0, result.output
+    pinned = {"repo": repo, "revision": hub.repos[repo].head.oid}
+    report = users.pull("pipe", task=task, text=text, options=options, **pinned).checked()
     here = pipeline(task, model=str(root / "checkpoints" / model))(text, **options)
-    assert result.report["answer"] == json.loads(json.dumps(here, default=float))
-    assert result.report["module"].startswith("transformers_modules.")
+    assert report["answer"] == json.loads(json.dumps(here, default=float))
+    assert report["module"].startswith("transformers_modules.")
     snippets = re.findall(r"^```python\n(.*?)^```$", there["README.md"].decode(), re.DOTALL | re.MULTILINE)
     assert snippets
     for code in snippets:  # as the card has them
         assert f'"{repo}"' in code
         program = tmp_path / "snippet.py"
         program.write_text(code, encoding="utf-8")
-        result = puller.do("script", argv=[str(program)], endpoint=None)
+        result = users.pull("script", argv=[str(program)])
         assert result.status == 0 and result.output.strip(), result.output
 
 
@@ -485,11 +346,10 @@ def test_every_shipped_model_is_pushed():
     assert SHIPPED.keys() == RECIPES.keys()
 
 
-def test_the_librarys_upload_of_a_shipped_folder_is_whole(hub, pusher):
+def test_the_librarys_upload_of_a_shipped_folder_is_whole(hub, users):
     """Code and all, although the code in the folder is links."""
     folder = SCRIPTS.parent / "checkpoints" / "sinkhorn-sotu-party"
-    result = pusher.do("upload", {"HF_TOKEN": MARY}, repo="mary/uploaded", folder=str(folder))
-    assert result.status == 0, result.output
+    users.pull("upload", token=MARY, repo="mary/uploaded", folder=str(folder)).checked()
     assert contents(hub.repos["mary/uploaded"]) == contents_of(folder)
 
 
@@ -1141,20 +1001,22 @@ trainer.push_to_hub()
 
 
 @pytest.mark.slow
-def test_the_library_pushes_too(hub, pusher, folder, tmp_path):
+def test_the_library_pushes_too(hub, users, folder, tmp_path):
     """`model.push_to_hub` and a Trainer with `push_to_hub=True`; both open where the package is not installed."""
     root = Path(modeling_sinkhorn.__file__).parent
-    environment = environment_of(hub, tmp_path / "home", HF_TOKEN=MARY, PYTHONPATH=str(root))
+    environment = environment_without_ours(hub.url, tmp_path / "home", HF_TOKEN=MARY, PYTHONPATH=str(root))
     command = [sys.executable, "-c", LIBRARY_PUSH, str(folder), str(tmp_path / "out")]
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     for name in ("mary/by-model", "mary/by-trainer"):
         files = contents(hub.repos[name])
         assert {"config.json", "model.safetensors", "modeling_sinkhorn.py", "README.md"} <= files.keys()
-        job = {"auto_class": "AutoModelForSequenceClassification", "text": TEXT}
-        loaded = pusher.do("load", repo=name, revision=hub.repos[name].head.oid, **job)
-        assert loaded.status == 0, loaded.output
-        assert loaded.report["missing"] == []
+        model = {
+            "auto_class": "AutoModelForSequenceClassification",
+            "repo": name,
+            "revision": hub.repos[name].head.oid,
+        }
+        assert users.pull("load", token=MARY, text=TEXT, **model).checked()["missing"] == []
 
 
 @pytest.mark.slow
@@ -1164,7 +1026,7 @@ def test_from_a_shell(hub, folder, name, tmp_path):
     home.mkdir()
     (home / "token").write_text(MARY, encoding="utf-8")
     command = [sys.executable, str(SCRIPTS / "push_to_hub.py"), "--model_folder", "model", "--repo_id", name]
-    environment = environment_of(hub, home)
+    environment = environment_without_ours(hub.url, home)
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1200)
     assert result.returncode == 0, result.stderr
     assert MARY not in result.stdout + result.stderr
@@ -1176,7 +1038,7 @@ def test_control_c(hub, folder, name, tmp_path):
     """In the middle of an upload."""
     change_weights(folder)
     command = [sys.executable, str(SCRIPTS / "push_to_hub.py"), "--model_folder", str(folder), "--repo_id", name]
-    environment = environment_of(hub, tmp_path / "home", HF_TOKEN=MARY)
+    environment = environment_without_ours(hub.url, tmp_path / "home", HF_TOKEN=MARY)
     arrived, released = threading.Event(), threading.Event()
 
     def hold() -> None:

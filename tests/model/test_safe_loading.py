@@ -403,7 +403,7 @@ def test_no_weights(folder):
 def hub(monkeypatch: pytest.MonkeyPatch, saved: Path, tmp_path: Path) -> Iterator[tuple[HubServer, Repository]]:
     """A Hub that this process asks, and a repository there with the classifier."""
     name = f"mary/{tmp_path.name}"  # one of its own: the library remembers for a while where "main" is
-    with HubServer({"token-of-mary": "mary"}) as server:
+    with HubServer() as server:
         for variable in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
             monkeypatch.delenv(variable, raising=False)
         for constant, value in {
