@@ -216,6 +216,9 @@ def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
     results.write_text(json.dumps(record | {"complete": False}))
     narrow_networks(monkeypatch)
     monkeypatch.setattr(benchmark, "extras", lambda *arguments: {})
+    monkeypatch.setattr(benchmark, "check_all", lambda names, device: record["parity"])
+    memory = {kind: {"megabytes": 1.0, "seconds": 0.01} for kind in benchmark.PASSES}
+    monkeypatch.setattr(benchmark, "peak_memory", lambda task, timeout: memory)
     monkeypatch.setattr(sys, "argv", ["benchmark.py", "--results", str(results), "--resume", *TINY, "--quick"])
     with pytest.raises(SystemExit, match="has another settings; run without --resume"):
         benchmark.main()

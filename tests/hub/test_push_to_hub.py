@@ -306,7 +306,7 @@ SHIPPED = {
 }
 
 
-@pytest.mark.parametrize("model", SHIPPED)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.slow if "encoder" in m else ()) for m in SHIPPED])
 def test_the_documents_command_makes_a_public_model_that_works(hub, users, model, tmp_path):
     root = SCRIPTS.parent
     (command,) = re.findall(

@@ -109,13 +109,14 @@ def check_onnx(run: Callable, model, *names: str, output: str = "logits") -> Non
         assert_close(run(**inputs)[output], model(**inputs)[output], 1e-4)
 
 
+@pytest.mark.slow  # half a minute of export; continuous integration runs it beside the quick tests
 def test_onnx_classifies_any_length_and_padding(to_onnx):
     """From a sample of whole blocks: nothing of them may be a constant of the graph."""
     model = make(SinkhornForSequenceClassification, sinkhorn_iterations=1)
     check_onnx(to_onnx(model, *MASKED, length=24), model, *MASKED)
 
 
-@pytest.mark.slow  # a quarter of a minute of export, as the one above
+@pytest.mark.slow  # as the one above
 def test_onnx_predicts_tokens_at_any_length_and_padding(to_onnx):
     model = make(SinkhornForCausalLM)
     check_onnx(to_onnx(model, *MASKED, use_cache=False), model, *MASKED)
