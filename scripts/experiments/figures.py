@@ -29,6 +29,8 @@ STYLES = {
     "mixture": ("#CC79A7", "X"),
     "longformer": ("#882255", ">"),
     "bigbird": ("#999999", "*"),
+    "synthesizer_dense": ("#661100", "2"),
+    "synthesizer_random": ("#999933", "3"),
     "token_bilinear": ("#0072B2", "o"),
     "token_bilinear_balanced": ("#0072B2", "."),
     "token_keys": ("#000000", "d"),

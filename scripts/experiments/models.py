@@ -5,6 +5,7 @@ for in the feed-forward network. Learned positions, which only Longformer and Bi
 most of a small model.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.model_settings import round_up
+from experiments.synthesizer import KINDS, as_synthesizer
 
 
 SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
@@ -37,7 +39,8 @@ for _sort_net in ("bilinear", "keys", "index"):  # each token reads the two bloc
 SINKHORN_VARIANTS["token_index_one"] = SINKHORN_VARIANTS["token_index"] | {"num_sorted_blocks": 1}
 for _sort_net in ("keys", "index"):
     SINKHORN_VARIANTS[f"token_{_sort_net}_four"] = SINKHORN_VARIANTS[f"token_{_sort_net}"] | {"num_sorted_blocks": 4}
-PEERS = ("longformer", "bigbird")
+SYNTHESIZERS = {f"synthesizer_{kind}": kind for kind in KINDS}
+PEERS = ("longformer", "bigbird", *SYNTHESIZERS)
 REFERENCE = "soft"
 
 
@@ -48,8 +51,8 @@ def config_of(name: str, settings: dict[str, Any], longest: int) -> PreTrainedCo
     Args:
         settings: fields of `SinkhornConfig`; peers take those that they share.
     """
-    if name in SINKHORN_VARIANTS:
-        settings = settings | SINKHORN_VARIANTS[name]
+    if name in SINKHORN_VARIANTS or name in SYNTHESIZERS:
+        settings = settings | SINKHORN_VARIANTS["full" if name in SYNTHESIZERS else name]
         if isinstance(settings.get("layer_types"), str):
             settings["layer_types"] = [settings["layer_types"]] * settings["num_hidden_layers"]
         # The SortNets of the paper have an output for each block, and a last block may be partly filled.
@@ -78,27 +81,29 @@ def parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for name, p in model.named_parameters() if "position_embeddings" not in name)
 
 
-def with_matched_parameters(
-    config: PreTrainedConfig, reference: PreTrainedConfig, auto_class: type
-) -> PreTrainedConfig:
-    """`config` with the width of feed-forward network that gives it the parameters of `reference`."""
+def with_matched_parameters(config: PreTrainedConfig, build: Callable, target: int) -> PreTrainedConfig:
+    """`config` with the width of feed-forward network that gives what `build` makes of it `target` parameters."""
 
-    def count(of: PreTrainedConfig) -> int:
+    def count() -> int:
         with torch.device("meta"):
-            return parameters(auto_class.from_config(of))
+            return parameters(build(config))
 
-    target, width = count(reference), config.intermediate_size
-    narrow = count(config)
+    width, narrow = config.intermediate_size, count()
     config.intermediate_size = width + 1
-    config.intermediate_size = width + round((target - narrow) / (count(config) - narrow))
+    config.intermediate_size = width + round((target - narrow) / (count() - narrow))
     return config
 
 
 def make_model(name: str, settings: dict[str, Any], longest: int, auto_class: type, seed: int) -> PreTrainedModel:
     """With as many parameters as the reference model of the same settings, except the choice of sorter."""
     plain = {field: value for field, value in settings.items() if field not in ("sort_net", "layer_types")}
-    config = with_matched_parameters(
-        config_of(name, settings, longest), config_of(REFERENCE, plain, longest), auto_class
-    )
+
+    def build(config: PreTrainedConfig) -> PreTrainedModel:
+        model = auto_class.from_config(config)
+        return as_synthesizer(model, SYNTHESIZERS[name], longest) if name in SYNTHESIZERS else model
+
+    with torch.device("meta"):
+        target = parameters(auto_class.from_config(config_of(REFERENCE, plain, longest)))
+    config = with_matched_parameters(config_of(name, settings, longest), build, target)
     torch.manual_seed(seed)
-    return auto_class.from_config(config)
+    return build(config)

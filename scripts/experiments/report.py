@@ -62,9 +62,10 @@ and the runs by `python scripts/run_experiments.py all --jobs 2` (`--help` tells
 | `sortcut` | every query reads the first two sorted blocks |
 | `mixture` | Sinkhorn attention and full attention |
 | `longformer`, `bigbird` | from Transformers; in Longformer the first token, or all that of a question, reads everything |
+| `synthesizer_dense`, `synthesizer_random` | [Synthesizers](https://arxiv.org/abs/2005.00743): a row of the attention map made from its token and place alone, or learned for each pair of places; no token is compared with another |
 
 A cell is the mean over seeds ± the standard deviation, where there are several seeds; the best mean of a column is bold, of the
-models with the most seeds, which with few seeds proves little. Parameters do not count tables of learned positions, which the two peers have.
+models with the most seeds, which with few seeds proves little. Parameters do not count tables of learned positions, which Longformer, BigBird and Synthesizers have.
 """
 
 
