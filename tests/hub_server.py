@@ -25,7 +25,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".parquet", ".arrow")
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
-LICENSES = ("apache-2.0", "mit", "other")  # a few of the real list are enough to refuse the rest
+LICENSES = ("apache-2.0", "mit", "llama3.1", "other")  # a few of the real list are enough to refuse the rest
 
 
 # Names, not secrets: nothing but the server below knows them.

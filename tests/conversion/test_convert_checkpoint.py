@@ -2,20 +2,20 @@
 """`convert_checkpoint.py`: a folder in, a complete folder out, which works where this package is not installed."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen3Config, pipeline
 
 from conversion.card import base_model_of
 from evaluation.scoring import nats_by_position
 from evaluation.texts import long_texts
-from helpers import ROOT, assert_close, run_script
+from helpers import SCRIPTS, assert_close, run_script
 from hub.card_checks import check_card
+from hub_server import MARY
+from hub_users import Users
 
 
 CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}"
@@ -137,13 +137,15 @@ def test_weights_are_stored_in_the_type_that_they_had(source, tmp_path, monkeypa
         assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
-@pytest.mark.slow  # 9 s for what the tests of the Hub do with other folders
-def test_it_can_be_pushed(converted):
-    """In a process of its own, as the folder is tried with the code that it comes with."""
-    command = [sys.executable, str(ROOT / "scripts" / "push_to_hub.py"), "--model_folder", str(converted)]
-    command += ["--repo_id", "me/small", "--dry_run"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0 and "this would go to me/small" in result.stdout, result.stderr
+def test_it_is_pushed_and_opened_by_its_name(converted, hub, elsewhere):
+    users, text, options = Users(elsewhere), "the state of the union", {"max_new_tokens": 12, "do_sample": False}
+    users.push(SCRIPTS / "push_to_hub.py", "--model_folder", converted, "--repo_id", "mary/small").checked()
+    revision = hub.repos["mary/small"].head.oid
+    report = users.pull(
+        "pipe", token=MARY, task="text-generation", repo="mary/small", revision=revision, text=text, options=options
+    ).checked()
+    assert report["module"].startswith("transformers_modules.mary")
+    assert report["answer"] == pipeline("text-generation", model=str(converted))(text, **options)
 
 
 def test_one_name_stands_for_all_layers_and_a_file_calibrates(source, tmp_path, monkeypatch, capsys):
@@ -224,4 +226,4 @@ def test_a_full_folder_is_kept(source, tmp_path, monkeypatch):
 
 def test_the_base_model_of_a_hub_id_is_itself():
     assert base_model_of("HuggingFaceTB/SmolLM2-135M-Instruct", None, None) == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert base_model_of(str(ROOT), None, None) is None
+    assert base_model_of(str(SCRIPTS), None, None) is None
