@@ -233,10 +233,13 @@ def each_token() -> dict[str, Any]:
 
 
 def conversion() -> dict[str, Any]:
-    """SmolLM2 as it was, converted, and with a window, from all files about it: perplexity, and what is found."""
+    """
+    SmolLM2 as it was, converted, and with a window: perplexity, and what is found. From all files about it; what is in
+    several is that of `smollm2.json`.
+    """
     names = {"source": "as it was", "index": "converted", "window": "window"}
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for path in sorted((ROOT / "results" / "conversion").glob("smollm2*.json")):
+    for path in sorted((ROOT / "results" / "conversion").glob("smollm2*.json"), reverse=True):
         for name, values in read_results(f"conversion/{path.name}")["summary"].items():
             found[name].update(values)
     order = ["passkey", "keys", "values", "variables"]
