@@ -163,12 +163,12 @@ def decoding() -> dict[str, Any]:
         name: [
             [
                 int(length),
-                round(cells[length]["milliseconds_per_token"], 3),
-                *(round(x, 3) for x in cells[length]["spread"]),
+                round(rows[name][length]["milliseconds_per_token"], 3),
+                *(round(x, 3) for x in rows[name][length]["spread"]),
             ]
-            for length in sorted(cells, key=int)
+            for length in sorted(rows[name], key=int)
         ]
-        for name, cells in rows.items()
+        for name in ("full attention", "sinkhorn, hard", "sinkhorn, soft", "each token chooses")
     }
 
 
@@ -193,3 +193,96 @@ def language() -> dict[str, Any]:
         }
         for name, label in names.items()
     }
+
+
+def each_token() -> dict[str, Any]:
+    """What finds the needle, the work of the busiest block, and the time of a pass."""
+    found = read_results("experiments/summary.json")["token_routing"]
+    needles = {"the question ends its page": "causal_needle", "each word once": "causal_needle_once"}
+    ways = {
+        "local4": "window",
+        "hard2": "each\nblock",
+        "token_bilinear": "token,\nbilinear",
+        "token_keys": "token,\nkeys",
+        "token_index": "token,\nindex",
+        "full": "full",
+    }
+    rows = read_results("benchmarks/token.json")["rows"]
+    times = {"causal window of 7 blocks": "window", "causal token": "token,\nkeys", "causal full attention": "full"}
+
+    def mean_and_spread(task: str, model: str, part: str, score: str) -> list[float]:
+        values = found[task][model][part][score]
+        return [round(values["mean"], 4), round(values["std"], 4)]
+
+    return {
+        "accuracy": {
+            name: {label: mean_and_spread(task, model, "test", "accuracy") for model, label in ways.items()}
+            for name, task in needles.items()
+        },
+        "busiest block": {
+            name: {
+                ways[model]: mean_and_spread("causal_needle", model + ending, "routing", "busiest_block")
+                for model in ("token_bilinear", "token_keys", "token_index")
+            }
+            for name, ending in (("not balanced", ""), ("balanced", "_balanced"))
+        },
+        "time": {
+            label: round(rows[name]["8192"]["forward_backward"]["ratio_to_floor"], 3) for name, label in times.items()
+        },
+    }
+
+
+def conversion() -> dict[str, Any]:
+    """
+    SmolLM2 as it was, converted, and with a window: perplexity, and what is found. From all files about it; what is in
+    several is that of `smollm2.json`.
+    """
+    names = {"source": "as it was", "index": "converted", "window": "window"}
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for path in sorted((ROOT / "results" / "conversion").glob("smollm2*.json"), reverse=True):
+        for name, values in read_results(f"conversion/{path.name}")["summary"].items():
+            found[name].update(values)
+    order = ["passkey", "keys", "values", "variables"]
+
+    def place(task: str) -> tuple[int, int]:
+        name, _, length = task.partition("/")
+        return order.index(name), int(length)
+
+    tasks = sorted((task for task in found["source"] if task.partition("/")[0] in order), key=place)
+    deep = [task for task in tasks if task.startswith("passkey/")][-1]
+    source = found["source"]["perplexity"]
+    return {
+        "perplexity": {
+            label: {end: round(value / source[end], 4) for end, value in found[name]["perplexity"].items()}
+            for name, label in names.items()
+        },
+        f"depths of {deep}": {
+            label: {depth: round(values["given"], 4) for depth, values in found[name][deep]["depths"].items()}
+            for name, label in names.items()
+        },
+        "found": {
+            label: {task: round(found[name][task]["given"], 4) for task in tasks} for name, label in names.items()
+        },
+    }
+
+
+def interface() -> dict[str, Any]:
+    """Of each model and pass: `[tokens, times faster]`, and `[tokens, seconds, shortest, longest]` with each attention."""
+    rows = read_results("benchmarks/interface.json")["rows"]
+    passes = {"forward": "forward", "forward_backward": "forward and backward"}
+    drawn: dict[str, Any] = {"times faster": {}, "seconds": {}}
+    for model, cells in rows.items():
+        for kind, label in passes.items():
+            measured = [
+                (int(length), cells[length][kind]) for length in sorted(cells, key=int) if kind in cells[length]
+            ]
+            drawn["times faster"][f"{model}, {label}"] = [
+                [length, round(cell["times_faster"], 3)] for length, cell in measured
+            ]
+            if model == "ModernBERT":
+                for attention, name in (("sdpa", "SDPA"), ("sinkhorn", "sinkhorn")):
+                    drawn["seconds"][f"{name}, {label}"] = [
+                        [length, *(round(x, 3) for x in (cell[attention]["seconds"], *cell[attention]["spread"]))]
+                        for length, cell in measured
+                    ]
+    return drawn

@@ -27,8 +27,11 @@ from maintenance.figure_data import (
     balancing,
     causal,
     classification,
+    conversion,
     cost,
     decoding,
+    each_token,
+    interface,
     language,
     layer_types,
     memory,
@@ -40,7 +43,7 @@ from maintenance.figure_data import (
 
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "figures"
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#888888"
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#888888"
 BLOCK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999")
 
 
@@ -49,8 +52,12 @@ BLOCK_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#999999
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[plt.Figure, list[plt.Axes]]:
-    figure, panels = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+def canvas(
+    width: float, height: float, columns: int = 1, rows: int = 1, widths: list[float] | None = None
+) -> tuple[plt.Figure, list[plt.Axes]]:
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(width, height), width_ratios=widths, squeeze=False, layout="constrained"
+    )
     for panel in panels.flat:
         panel.tick_params(labelsize=7)
     return figure, list(panels.flat)
@@ -196,7 +203,7 @@ def draw_by_length(data: dict[str, Any], label: str, title: str) -> plt.Figure:
 
 def draw_decoding(data: dict[str, Any]) -> plt.Figure:
     figure, (panel,) = canvas(6, 3.6)
-    for (name, curve), colour in zip(data.items(), (ORANGE, "#56B4E9", BLUE)):
+    for (name, curve), colour in zip(data.items(), (ORANGE, "#56B4E9", BLUE, PURPLE), strict=True):
         lengths, middle, lowest, highest = zip(*curve)
         panel.plot(lengths, middle, "o-", color=colour, markersize=4, label=name)
         panel.fill_between(lengths, lowest, highest, color=colour, alpha=0.2, linewidth=0)
@@ -229,6 +236,104 @@ def draw_language(data: dict[str, Any]) -> plt.Figure:
     panel.grid(True, linewidth=0.4)
     panel.legend(fontsize=7)
     figure.suptitle("Measured: language models, one seed, results/language_modeling/sotu.json", fontsize=9)
+    return figure
+
+
+def bars(panel: plt.Axes, data: dict[str, dict[str, Any]], colours: tuple[str, ...], label: str) -> None:
+    """A group for each inner key, a colour for each outer one; a value is a number, or a mean and a spread."""
+    names = list(next(iter(data.values())))
+    width = 0.8 / len(data)
+    for place, (series, colour) in enumerate(zip(data, colours)):
+        values = [data[series][name] for name in names]
+        means, spreads = zip(*(value if isinstance(value, list) else (value, 0) for value in values))
+        places = [number + width * place for number in range(len(names))]
+        panel.bar(
+            places,
+            means,
+            width * 0.94,
+            yerr=spreads if any(spreads) else None,
+            capsize=2,
+            color=colour,
+            alpha=0.8,
+            label=series,
+        )
+    panel.set_xticks([number + 0.4 - width / 2 for number in range(len(names))], names, fontsize=7)
+    panel.set_ylabel(label, fontsize=8)
+    panel.grid(True, axis="y", linewidth=0.4)
+    panel.set_axisbelow(True)
+
+
+def draw_each_token(data: dict[str, Any]) -> plt.Figure:
+    figure, (found, busiest, time_of_a_pass) = canvas(9, 3.2, columns=3, widths=[2, 1.15, 1])
+    bars(found, data["accuracy"], (BLUE, GREEN), "accuracy")
+    found.axhline(1 / 8, color="black", linewidth=0.6, linestyle=":")
+    found.set_ylim(0, 1.25)
+    bars(busiest, data["busiest block"], (BLUE, GREY), "work of the busiest block, even share = 1")
+    busiest.set_ylim(0, 5)
+    bars(time_of_a_pass, {"8,192 tokens": data["time"]}, (BLUE,), "time, floor = 1")
+    time_of_a_pass.set_ylim(0, 5.5)
+    for panel in (found, busiest, time_of_a_pass):
+        panel.legend(fontsize=7, loc="upper left")
+    figure.suptitle(
+        "Measured: who chooses, and by what: the needle of a decoder, the work of its blocks, a forward and backward pass",
+        fontsize=9,
+    )
+    return figure
+
+
+def draw_conversion(data: dict[str, Any]) -> plt.Figure:
+    (deep,) = (name for name in data if name.startswith("depths"))
+    tasks = len(next(iter(data["found"].values())))
+    figure, (perplexity, depths, found) = canvas(9, 3.2, columns=3, widths=[1, 1, max(1, 0.3 * tasks)])
+    colours = (ORANGE, BLUE, GREEN)
+    more = {
+        label: {end if end == "all" else f"to {int(end):,}": 100 * (value - 1) for end, value in values.items()}
+        for label, values in list(data["perplexity"].items())[1:]
+    }
+    bars(perplexity, more, colours[1:], "more perplexity than as it was, %")
+    perplexity.set_ylim(top=1.35 * perplexity.get_ylim()[1])
+    perplexity.set_xlabel("tokens", fontsize=7)
+    bars(depths, data[deep], colours, "digits right")
+    _, _, length = deep.partition("/")
+    depths.set_xlabel(f"depth of the passkey in {int(length):,} tokens", fontsize=7)
+    lines = {
+        label: {f"{name.partition('/')[0]}\n{int(name.partition('/')[2]):,}": value for name, value in values.items()}
+        for label, values in data["found"].items()
+    }
+    bars(found, lines, colours, "tokens of the answer right")
+    for panel in (perplexity, depths, found):
+        panel.legend(fontsize=7, loc="upper left")
+    for panel in (depths, found):
+        panel.set_ylim(0, 1.4)
+        panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    figure.suptitle("Measured: SmolLM2-135M-Instruct, nothing trained, results/conversion/", fontsize=9)
+    return figure
+
+
+def draw_interface(data: dict[str, Any]) -> plt.Figure:
+    figure, (faster, seconds) = canvas(8.4, 3.4, columns=2)
+    for number, (name, curve) in enumerate(data["times faster"].items()):
+        colour = (BLUE, GREEN, PURPLE)[number // 2]
+        faster.plot(*zip(*curve), "o-" if number % 2 else "o--", color=colour, markersize=4, label=name)
+    faster.axhline(1, color="black", linewidth=0.6, linestyle=":")
+    for name, curve in data["seconds"].items():
+        lengths, middle, lowest, highest = zip(*curve)
+        colour = ORANGE if name.startswith("SDPA") else BLUE
+        seconds.plot(
+            lengths, middle, "o-" if "backward" in name else "o--", color=colour, markersize=4, label=f"{name}"
+        )
+        seconds.fill_between(lengths, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+    by_length(faster, sorted({point[0] for curve in data["times faster"].values() for point in curve}), "")
+    faster.set_ylabel("times as fast as with SDPA")
+    by_length(seconds, list(lengths), "seconds, ModernBERT")
+    lowest, highest = seconds.get_ylim()
+    seconds.set_yticks([1, 2, 5, 10, 20, 50, 100])
+    # Room for the legends.
+    seconds.set_ylim(lowest, 4 * highest)
+    faster.set_ylim(top=(1 + 0.2 * len(data["times faster"])) * faster.get_ylim()[1])
+    for panel in (faster, seconds):
+        panel.legend(fontsize=7, loc="upper left", handlelength=3.5)
+    figure.suptitle("Measured: random weights, two CPU cores, results/benchmarks/interface.json", fontsize=9)
     return figure
 
 
@@ -265,6 +370,9 @@ LESSON: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]],
     ),
     "12-classification": (classification, draw_classification),
     "13-language": (language, draw_language),
+    "14-each-token": (each_token, draw_each_token),
+    "15-conversion": (conversion, draw_conversion),
+    "16-interface": (interface, draw_interface),
 }
 
 

@@ -24,7 +24,7 @@ each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 SPECS = tables.load_specs(ROOT / "docs" / "tables")
 ENTRIES = numbers.load_entries(ROOT)
 # All numbers of their tables and sentences have a source.
-STRICT = ("README.md", "docs/benchmarks.md")
+STRICT = ("README.md", "README.zh.md", "docs/benchmarks.md")
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -36,6 +36,22 @@ def test_writing_the_tables_again_changes_nothing():
     # No other document has markers.
     marked = {path for path in DOCUMENTS if documents.BLOCK.search(read(path))}
     assert marked == written.keys()
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if "words" in spec], ids=lambda spec: spec["documents"][0])
+def test_every_translation_is_used(spec):
+    texts = {text for table in spec["tables"].values() for text in texts_of(table)}
+    for words in spec["words"].values():
+        assert words.keys() - texts == set()
+
+
+def texts_of(table: dict) -> list[str]:
+    """Headings, labels and other cells, before numbers are filled in."""
+    columns = table.get("columns")
+    texts = [table.get("corner", ""), *columns.values()] if columns else [*table["head"]]
+    for row in tables.rows_of(table):
+        texts += [row["label"], *tables.cells_of(table, row)]
+    return texts
 
 
 def test_numbers_in_sentences_are_those_of_the_results():
@@ -73,7 +89,7 @@ def test_every_decimal_of_a_sentence_has_a_source(name):
 
 @pytest.mark.parametrize("folder", ["docs", "model_cards", "results", "scripts"])
 def test_no_sources_in_comments(folder):
-    paths = [ROOT / "README.md", *(ROOT / folder).rglob("*.md"), *(ROOT / folder).rglob("*.py")]
+    paths = [*ROOT.glob("README*.md"), *(ROOT / folder).rglob("*.md"), *(ROOT / folder).rglob("*.py")]
     assert [path for path in paths if "<!-- from" in read(path)] == []
 
 

@@ -1,6 +1,6 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-`docs/lesson.md` and `docs/lesson.zh.md`: thirteen sections with a figure and a table each, the same in both languages; the
+`docs/lesson.md` and `docs/lesson.zh.md`: sixteen sections with a figure and a table each, the same in both languages; the
 numbers are those of `results/`, and the figures those that `scripts/maintain.py figures` draws now.
 """
 
@@ -39,13 +39,19 @@ def test_every_table_is_written_from_results(document):
 
 
 @DOCUMENTS
-def test_thirteen_sections_with_a_figure_and_a_table(document):
+def test_sixteen_sections_with_a_figure_and_a_table(document):
     found = sections(document)
-    assert [int(re.match(r"## (\d+)\. ", section)[1]) for section in found] == list(range(1, 14))
+    assert [int(re.match(r"## (\d+)\. ", section)[1]) for section in found] == list(range(1, 17))
     for number, section in enumerate(found, 1):
         figures = re.findall(r"^!\[[^\]]+\]\((\S+)\)$", section, re.MULTILINE)
         assert len(figures) == 1 and figures[0].startswith(f"figures/lesson-{number:02}-"), f"section {number}"
         assert len(tables(section)) == 1, f"section {number}"
+
+
+def test_figures_have_captions_in_chinese():
+    for number, section in enumerate(sections(CHINESE), 1):
+        (kind,) = re.findall(rf"^!\[.+\]\(figures/\S+\)\n\n\*图 {number}（(..)）：.+。\*\n\n", section, re.MULTILINE)
+        assert kind in ("示意", "公式", "测量")
 
 
 def test_languages_say_the_same():

@@ -1,7 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-README.md is one page, and the code in it and in the pages under docs/ runs: the blocks fenced as ```python, from top to
-bottom, in one namespace, in an empty folder. Fence as ```py what needs more than that (a trained model, a network).
+README.md and README.zh.md are one page each, and the code in them and in the pages under docs/ runs: the blocks fenced as
+```python, from top to bottom, in one namespace, in an empty folder. Fence as ```py what needs more than that (a trained model, a network).
 """
 
 import re
@@ -11,33 +11,50 @@ import pytest
 import torch
 
 from configuration_sinkhorn import SinkhornConfig
-from markdown_parts import ROOT, links, name_of, read
+from markdown_parts import FENCED, ROOT, links, name_of, numbers, read, tables
 from modeling_sinkhorn import SinkhornForCausalLM
 
 
-README = ROOT / "README.md"
+README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
+# The heading of the list of pages, in each language.
+LANGUAGES = pytest.mark.parametrize(
+    "document, index", [(README, "## Documents"), (CHINESE, "## 文档")], ids=["English", "Chinese"]
+)
 # The lesson's blocks have a test of their own.
 WITH_CODE = [
     path
-    for path in (README, *sorted((ROOT / "docs").glob("*.md")))
+    for path in (README, CHINESE, *sorted((ROOT / "docs").glob("*.md")))
     if "```python" in read(path) and "lesson" not in path.name
 ]
 
 
-def test_one_page():
-    text = read(README)
+@LANGUAGES
+def test_one_page(document, index):
+    text = read(document)
     assert len(text.encode()) <= 12_288 and len(text.splitlines()) <= 170
 
 
-def test_comments_are_markers_of_tables():
-    comments = re.findall(r"<!--.*?-->", read(README), re.DOTALL)
+@LANGUAGES
+def test_comments_are_markers_of_tables(document, index):
+    comments = re.findall(r"<!--.*?-->", read(document), re.DOTALL)
     assert all(re.fullmatch(r"<!-- (BEGIN|END) \w+ -->", comment) for comment in comments)
 
 
-def test_the_index_links_every_page_once():
-    index = read(README).partition("## Documents")[2]
-    linked = [path for path, _ in links(index) if path.startswith("docs/")]
+@LANGUAGES
+def test_the_index_links_every_page_once(document, index):
+    pages = read(document).partition(f"\n{index}\n")[2]
+    linked = [path for path, _ in links(pages) if path.startswith("docs/")]
     assert sorted(linked) == sorted(name_of(path) for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_languages_say_the_same():
+    english, chinese = read(README), read(CHINESE)
+    assert len(chinese.splitlines()) <= len(english.splitlines())
+    assert len(re.findall(r"^#+ ", english, re.MULTILINE)) == len(re.findall(r"^#+ ", chinese, re.MULTILINE))
+    assert FENCED.findall(english) == FENCED.findall(chinese)
+    for table, translated in zip(tables(english), tables(chinese), strict=True):
+        assert [numbers(row) for row in table] == [numbers(row) for row in translated]
+    assert ("README.zh.md", "") in links(english) and ("README.md", "") in links(chinese)
 
 
 @pytest.fixture
