@@ -4,54 +4,23 @@ Continues a prompt with a causal language model, and prints the text as it is ge
 
     python scripts/run_generation.py --model_name_or_path runs/clm --prompt "Fellow citizens of the Senate"
     python scripts/run_generation.py --model_name_or_path runs/clm --prompt_file long.txt --max_new_tokens 500
+
+`chat.py` asks models that answer about a document.
 """
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    HfArgumentParser,
-    PreTrainedModel,
-    TextStreamer,
-    set_seed,
-)
+from transformers import HfArgumentParser, TextStreamer, set_seed
 
-import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.errors import UserError
-from training.model_choice import check_folders
+from generation.sampling import WriterArguments, open_writer, options, read_text
 
 
 @dataclass
-class GenerationArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub model."})
+class GenerationArguments(WriterArguments):
     prompt: str | None = field(default=None, metadata={"help": "Text to continue."})
     prompt_file: str | None = field(default=None, metadata={"help": "UTF-8 file with the text; - for standard input."})
-    max_new_tokens: int = field(default=200, metadata={"help": "Tokens to write at most."})
-    do_sample: bool = field(default=True, metadata={"help": "Sample tokens; otherwise the likeliest."})
-    temperature: float | None = field(
-        default=None, metadata={"help": "Of the sampling, lower is safer; default: the model's, else 0.8."}
-    )
-    top_k: int | None = field(
-        default=None, metadata={"help": "Sample from this many likeliest tokens; default: the model's, else 50."}
-    )
-    top_p: float | None = field(
-        default=None,
-        metadata={"help": "Sample from the likeliest tokens of this probability; default: the model's, else 0.95."},
-    )
-    repetition_penalty: float | None = field(
-        default=None, metadata={"help": "Above 1: avoid repetition; default: the model's, else 1."}
-    )
-    prefill_chunk_size: int | None = field(
-        default=4096, metadata={"help": "Tokens of the prompt read at once, to bound memory."}
-    )
-    seed: int = field(default=0, metadata={"help": "Of the sampling."})
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_file is None):
@@ -61,60 +30,26 @@ class GenerationArguments:
 def read_prompt(args: GenerationArguments) -> str:
     if args.prompt is not None:
         text = args.prompt
-    elif args.prompt_file == "-":
-        text = sys.stdin.read()
     else:
-        try:
-            text = Path(args.prompt_file).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"there is no file {args.prompt_file}.") from None
-        except UnicodeDecodeError as error:
-            raise UserError(f"{args.prompt_file} is not UTF-8 text (byte {error.start}).") from None
+        text = sys.stdin.read() if args.prompt_file == "-" else read_text(args.prompt_file)
     if not text.strip():
         raise UserError("the prompt is empty.")
     return text
 
 
-def settings(args: GenerationArguments, model: PreTrainedModel) -> dict[str, float]:
-    """The given flags, and our defaults for what neither they nor the model's generation config set."""
-    ours = {"repetition_penalty": 1.0}
-    if args.do_sample:
-        ours |= {"temperature": 0.8, "top_k": 50, "top_p": 0.95}
-    given = {name: getattr(args, name) for name in ours if getattr(args, name) is not None}
-    return {name: value for name, value in ours.items() if getattr(model.generation_config, name) is None} | given
-
-
 def main() -> None:
     (args,) = HfArgumentParser(GenerationArguments).parse_args_into_dataclasses()
     text = read_prompt(args)
-    check_folders(args)
-    hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
-        config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
-            f"by this name. {str(error).strip().splitlines()[0]}"
-        ) from None
-    if config.model_type == "sinkhorn" and not config.is_decoder:
-        raise UserError(
-            f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "
-            "causal model, as run_clm.py makes them."
-        )
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model, tokenizer = open_writer(args)
     set_seed(args.seed)
     batch = tokenizer(text, return_tensors="pt", verbose=False).to(model.device)
-    options = {"max_new_tokens": args.max_new_tokens, "do_sample": args.do_sample}
-    options |= settings(args, model)
     model.generate(
         batch["input_ids"],
         attention_mask=batch["attention_mask"],
         streamer=TextStreamer(tokenizer, skip_special_tokens=True),
         prefill_chunk_size=args.prefill_chunk_size,
         pad_token_id=tokenizer.pad_token_id,
-        **options,
+        **options(args, model),
     )
 
 

@@ -17,6 +17,7 @@ BELOW = {
     "plotting": {"common"},
     "exploring": {"common", "plotting"},
     "benchmarking": {"common", "training"},
+    "generation": {"common", "training"},
     "conversion": {"common", "training"},
     "evaluation": {"common", "training"},
     "experiments": {"common", "training"},

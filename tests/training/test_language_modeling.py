@@ -213,7 +213,8 @@ def test_weights_are_held_in_the_type_asked_for_and_one_layer_type_stands_for_al
 
 
 def test_generation_settings_are_the_models_own(monkeypatch):
-    from run_generation import GenerationArguments, settings
+    from generation.sampling import settings
+    from run_generation import GenerationArguments
 
     model = AutoModelForCausalLM.from_config(tiny_config(is_decoder=True))
     ours = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.0}
