@@ -248,7 +248,10 @@ class SinkhornAttention(SinkhornBaseAttention):
             values = torch.cat((sorted_blocks.value, values), dim=3)
         if mask is not None:
             mask = self._per_query_head(mask, dim=2).expand(query.shape[0], *[-1] * 4).flatten(0, 1)
-        output, weights = self.attend(query.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1), mask, maps)
+        # Where no new token is padding, each sees at least itself.
+        all_see = layout.cached is not None and layout.grid.filled is None
+        flat = (x.flatten(0, 1) for x in (query, keys, values))
+        output, weights = self.attend(*flat, mask, maps, all_see=all_see)
         output = output.unflatten(0, query.shape[:2])
         if weights is None:
             return output, None

@@ -118,17 +118,25 @@ class SinkhornBaseAttention(nn.Module):
         return bool(wanted) and self.config._attn_implementation == "eager"
 
     def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, maps: bool, is_causal: bool = False
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        maps: bool,
+        is_causal: bool = False,
+        all_see: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """
-        `query` `(*, Q, H, D)`, `key` and `value` `(*, G, K, D)`, `mask` bool `(* or 1, H or 1, Q or 1, K)`. Returns
-        the output `(*, Q, H, D)`, 0 for queries that may see nothing, and with `maps` the weights `(*, H, Q, K)`.
+        `query` `(*, Q, H, D)`, `key` and `value` `(*, G, K, D)`, `mask` bool `(* or 1, H or 1, Q or 1, K)`; `all_see`:
+        whether every query is known to see something. Returns the output `(*, Q, H, D)`, 0 for queries that may see nothing, and with `maps` the weights `(*, H, Q, K)`.
         """
         sees_something = None
         if mask is not None:
-            # Queries that see nothing may see everything here, and their output is dropped: otherwise it would be NaN.
-            sees_something = mask.any(-1, keepdim=True)
-            mask = mask | ~sees_something
+            if not all_see:
+                # Queries that see nothing may see everything, and their output is dropped: otherwise it would be NaN.
+                sees_something = mask.any(-1, keepdim=True)
+                mask = mask | ~sees_something
             mask = mask.expand(query.shape[0], -1, query.shape[1], -1)
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward

@@ -150,17 +150,18 @@ class BlockStates:
             rotated: whether keys are rotated already; else their positions are stored too.
         """
         slots = self.capacity * self.block_size
+        index = layout.slots[:, None, :, None]
         for name, tokens in (("stored_keys", key), ("stored_values", value)):
-            tokens = tokens.permute(0, 3, 1, 2, 4).flatten(2, 3)
+            tokens = tokens.flatten(1, 2).transpose(1, 2)  # (B, G, M * Q, D)
             state = self._state(name, tokens.shape[1], slots, tokens.shape[-1], like=tokens)
-            self._write(name, state, 2, layout.slots[:, None, :, None], tokens)
+            self._write(name, state, 2, index, tokens)
         if not rotated:
             state = self._state("positions", slots, like=layout.positions)
             self._write("positions", state, 1, layout.slots, layout.positions)
         self.keep("counts", layout.counts)
         self.cumulative_length += layout.num_tokens
-        last = layout.first_block + layout.last_block
-        self.keep("first_kept", torch.maximum(self.first_kept, last - self._num_recent_blocks(layout.num_tokens) + 1))
+        first_kept = layout.latest_block - (self._num_recent_blocks(layout.num_tokens) - 1)
+        self.keep("first_kept", torch.maximum(self.first_kept, first_kept))
 
     def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
         """Writes `values` at `index` along `dim`, in place where no backward pass can need the state as it was."""
@@ -214,8 +215,9 @@ class BlockStates:
         `(B, M * Q)`: where new tokens go in a ring, the last place for what is no token. Only the last of many new
         tokens are kept: no place is written twice.
         """
-        last = layout.first_block + layout.last_block
-        oldest = (last - ring // self.block_size).unsqueeze(-1)
+        if layout.is_one_token:
+            return layout.slots % ring
+        oldest = (layout.latest_block - ring // self.block_size).unsqueeze(-1)
         stays = layout.filled.flatten(1) & (layout.slots // self.block_size > oldest)
         return torch.where(stays, layout.slots % ring, ring)
 

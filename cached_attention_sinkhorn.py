@@ -117,7 +117,8 @@ def keep_pieces(sort_net: nn.Module, layout: BlockLayout, cache: CacheLayer) -> 
     touched = cached.first_block.unsqueeze(-1) + number  # (B, M)
     key = cache.key_value_blocks()[0]
     index = touched.unsqueeze(1).expand(-1, key.shape[1], -1)
-    keys = sort_net.compared_keys(gather_blocks(index.unsqueeze(-1), key).squeeze(3))  # (B, G, M, b, C)
+    (keys,) = gather_blocks(index.unsqueeze(-1), key)
+    keys = sort_net.compared_keys(keys.squeeze(3))  # (B, G, M, b, C)
     slots = touched.unsqueeze(-1) * b + torch.arange(b, device=touched.device)
     means = piece_means(keys, slots < cached.counts[:, None, None], sort_net.piece_size)
     cache.put_blocks("piece_keys", means.flatten(3), cached)
@@ -253,7 +254,7 @@ def local_keys_and_values(layout: BlockLayout, cache: CacheLayer) -> tuple[Tenso
     """Of the sinks and local blocks of the blocks that new tokens touch, `(B, M, G, K_local, D)`, keys rotated."""
     key, value = cache.key_value_blocks()
     index = layout.cached.local_index.unsqueeze(1).expand(-1, key.shape[1], -1, -1)
-    key, value = (gather_blocks(index, x).flatten(3, 4).transpose(1, 2) for x in (key, value))
+    key, value = (x.flatten(3, 4).transpose(1, 2) for x in gather_blocks(index, key, value))
     if not cache.has_rotated_keys:
         key = apply_rotary(key, *layout.cached.local_tables)
     return key, value

@@ -63,6 +63,8 @@ class CacheLayout(NamedTuple):
     offset: Tensor  # (B,) tokens that it held before
     opened: Tensor  # (B, M) bool, blocks whose first token is new
     last_block: Tensor  # (B,) which of the M blocks is the row's last with a token
+    latest_block: Tensor  # (B,) its number
+    is_one_token: bool  # whether this is a step of one token in every row, none of them padding
     opens: bool  # whether any block opens, or may
     closes: bool  # whether any block is filled up, or may be
     from_start: bool  # whether the cache is known to be empty
@@ -71,6 +73,7 @@ class CacheLayout(NamedTuple):
     local_tables: RotaryTables | None  # (B, M, 1, K_local, D) of the local blocks
     all_tables: RotaryTables | None  # (B, N, b, 1, D) of all blocks; only for a mixture
     reopened_tables: RotaryTables | None  # (B, 1, b, D) of what is sorted next to a reopened block; after a `crop`
+    shared: dict[str, Any]  # what all layers of a step of one token would make alike, made by the first
 
 
 class BlockLayout(NamedTuple):
@@ -235,7 +238,8 @@ def cached_block_layout(
     num_blocks = -(-(past_length + num_tokens if max_length is None else max_length) // b) + 1
     # The cache is known to be empty, and there is no padding: blocks are plain views of the sequence.
     plain = may_read_values and attention_mask is None and past_length == 0
-    grid, filled, slot_in_block = _grid_of_new_tokens(is_real, offset, b, plain)
+    is_one_token = num_tokens == 1 and attention_mask is None
+    grid, filled, slot_in_block = _grid_of_new_tokens(is_real, offset, b, plain or is_one_token)
     opened = filled[..., 0] & (slot_in_block[..., 0] == 0)
     touched = first_block.unsqueeze(-1) + torch.arange(grid.num_blocks, device=device)  # (B, M)
     slots = touched.unsqueeze(-1) * b + slot_in_block  # (B, M, Q)
@@ -243,9 +247,6 @@ def cached_block_layout(
         positions = slots
     else:
         positions = to_blocks(inputs.position_ids.expand(batch, -1), grid)
-    # A block that opens is placed by its first token; what was sorted next to an open one is kept in the cache.
-    tables, sorted_tables = _rotary_tables(config, rotary, positions)
-
     # A step of one token rarely opens or fills a block. The first one makes the states, even where all is padding.
     opens = closes = True
     if may_read_values and num_tokens == 1 and past_length > 0:
@@ -253,6 +254,9 @@ def cached_block_layout(
             opens, closes = past_length % b == 0, (past_length + 1) % b == 0
         else:
             opens, closes = torch.stack((opened.any(), (counts % b == 0).any())).tolist()
+    # A block that opens is placed by its first token; what was sorted next to an open one is kept in the cache.
+    sorts_softly = _sorts(config) and config.sort_assignment == "soft"
+    tables, sorted_tables = _rotary_tables(config, rotary, positions, sorts_softly and opens)
     source = torch.arange(num_blocks, device=device)
     exists = touched * b < counts.unsqueeze(-1)
     allowed = (source < touched.unsqueeze(-1)) & exists.unsqueeze(-1)
@@ -267,6 +271,7 @@ def cached_block_layout(
     earlier = None
     if _has_mixture(config):
         earlier = torch.arange(num_blocks * b, device=device) <= slots.unsqueeze(-1)
+    last_block = ((counts - 1).clamp(min=0) // b - first_block).clamp(min=0)
     cached = CacheLayout(
         num_tokens=num_tokens,
         past_counts=past_counts,
@@ -278,7 +283,9 @@ def cached_block_layout(
         first_block=first_block,
         offset=offset,
         opened=opened,
-        last_block=((counts - 1).clamp(min=0) // b - first_block).clamp(min=0),
+        last_block=last_block,
+        latest_block=first_block + last_block,
+        is_one_token=is_one_token,
         opens=opens,
         closes=closes,
         from_start=may_read_values and past_length == 0,
@@ -286,8 +293,9 @@ def cached_block_layout(
         local_tables=None,
         all_tables=None,
         reopened_tables=None,
+        shared={},
     )
-    if _sorts(config) and config.sort_assignment == "soft":
+    if sorts_softly:
         cached = _with_tables_of_cache(cached, config, rotary, cache_layers, slots[:, 0, :1])
     return BlockLayout(
         grid=grid,
@@ -343,7 +351,7 @@ def _grid_of_new_tokens(is_real: Tensor, offset: Tensor, b: int, plain: bool) ->
     Args:
         is_real: `(B, L)` bool, the new tokens that are no padding.
         offset: `(B,)` tokens that each row's open block holds already.
-        plain: whether there is no padding, and no block open.
+        plain: whether there is no padding and, but for a step of one token, no block open.
 
     Returns:
         The grid; `(B, M, Q)` bool, its slots that hold a new token; `(B or 1, 1, Q)`, the slots' places in their
@@ -351,8 +359,11 @@ def _grid_of_new_tokens(is_real: Tensor, offset: Tensor, b: int, plain: bool) ->
     """
     batch, num_tokens = is_real.shape
     if num_tokens == 1:  # a block of one slot, so that a step does the work of one token
-        place = is_real.new_zeros(is_real.shape, dtype=torch.long)
-        return BlockGrid(1, 1, 1, place, place, is_real, is_real[:, None]), is_real[:, None], offset.view(-1, 1, 1)
+        grid = BlockGrid(1, 1, 1)
+        if not plain:
+            place = is_real.new_zeros(is_real.shape, dtype=torch.long)
+            grid = BlockGrid(1, 1, 1, place, place, is_real, is_real[:, None])
+        return grid, is_real[:, None], offset.view(-1, 1, 1)
     slot_in_block = torch.arange(b, device=is_real.device).view(1, 1, b)
     if not plain:
         grid = continued_grid(is_real, offset, b)
@@ -412,22 +423,27 @@ def _has_mixture(config: Any) -> bool:
     return "mixture_attention" in config.layer_types
 
 
-def _rotary_tables(config: Any, rotary: Rotary | None, positions: Tensor) -> tuple[RotaryTables, RotaryTables]:
+def _rotary_tables(
+    config: Any, rotary: Rotary | None, positions: Tensor, of_sorted: bool = True
+) -> tuple[RotaryTables, RotaryTables]:
     """
-    Tables at `positions` `(B or 1, M, Q)`, and at those that softly sorted blocks are assumed to have. A mixed block
+    Tables at `positions` `(B or 1, M, Q)`, and at those that softly sorted blocks are assumed to have, if `of_sorted`. A mixed block
     has no position of its own: it is placed where the block that it is sorted to begins, in a decoder directly before
     the local blocks.
     """
     if rotary is None:
         return NO_ROTATION, NO_ROTATION
+
+    def tables_at(positions: Tensor) -> RotaryTables:
+        return RotaryTables(*(x.unflatten(1, positions.shape[1:]) for x in rotary(positions.flatten(1))))
+
+    if not of_sorted:
+        return tables_at(positions), NO_ROTATION
     b = config.block_size
     sorted_positions = positions[..., :1] + torch.arange(b, device=positions.device)
     if config.is_decoder:
         sorted_positions = sorted_positions - config.num_local_blocks * b
-    return tuple(
-        RotaryTables(*(x.unflatten(1, p.shape[1:]) for x in rotary(p.flatten(1))))
-        for p in (positions, sorted_positions)
-    )
+    return tables_at(positions), tables_at(sorted_positions)
 
 
 def _not_always_read(

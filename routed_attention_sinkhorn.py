@@ -91,7 +91,7 @@ def _attend_to_gathered(query, choice, sources, blocks: slice, scaling, dropout,
     index, chosen, weight = (x[:, :, queries] for x in choice)
     grouped = query.unflatten(3, (groups, -1)).permute(0, 3, 1, 2, 4, 5)  # (B, G, M, Q, r, D)
     own = grouped.flatten(2, 3)  # (B, G, n, r, D)
-    gathered_key, gathered_value = (gather_blocks(index, x).to(query.dtype) for x in (key, value))
+    gathered_key, gathered_value = (x.to(query.dtype) for x in gather_blocks(index, key, value))
     chosen_scores = torch.einsum("bgnrd,bgnstd->bgnrst", own, gathered_key) * scaling
     chosen_scores = chosen_scores * weight[:, :, :, None, :, None].to(query.dtype)  # 1, with a gradient
     visible = chosen.unsqueeze(-1).expand(*chosen.shape, b)

@@ -351,18 +351,19 @@ def hard_sort(choice: HardSort, blocks: Tensor) -> Tensor:
     Returns:
         `(B, G, n, S, b, E)`.
     """
-    gathered = gather_blocks(choice.index, blocks)
+    (gathered,) = gather_blocks(choice.index, blocks)
     if choice.weight.requires_grad:
         gathered = gathered * choice.weight.to(gathered.dtype)[..., None, None]
     return gathered
 
 
-def gather_blocks(index: Tensor, blocks: Tensor) -> Tensor:
-    """`(B, G, n, S)` numbers of blocks, and `(B, G, N, b, E)` blocks, to the blocks `(B, G, n, S, b, E)`."""
-    batch, heads, num_blocks = blocks.shape[:3]
-    first_row = torch.arange(batch * heads, device=blocks.device).view(batch, heads, 1, 1) * num_blocks
-    rows = blocks.reshape(batch * heads * num_blocks, -1)
-    return rows.index_select(0, (index + first_row).flatten()).view(*index.shape, *blocks.shape[3:])
+def gather_blocks(index: Tensor, *of: Tensor) -> tuple[Tensor, ...]:
+    """`(B, G, n, S)` numbers of blocks, and blocks `(B, G, N, b, E)` of each kind, to `(B, G, n, S, b, E)` of each."""
+    batch, heads, num_blocks = of[0].shape[:3]
+    first_row = torch.arange(0, batch * heads * num_blocks, num_blocks, device=index.device).view(batch, heads, 1, 1)
+    rows = (index + first_row).flatten()
+    flat = (blocks.reshape(batch * heads * num_blocks, -1).index_select(0, rows) for blocks in of)
+    return tuple(gathered.view(*index.shape, *blocks.shape[3:]) for gathered, blocks in zip(flat, of))
 
 
 def local_offsets(num_local_blocks: int, causal: bool) -> range:

@@ -7,6 +7,7 @@ Shape letters as in `routing_sinkhorn.py`; `P` pieces of the cache, `K` blocks t
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def attend_one_token(attention: nn.Module, query: Tensor, layout: BlockLayout, c
     index, best = best_candidates(scores, config.num_sorted_blocks)
     always = cached.local_index.expand(-1, groups, -1)
     blocks = torch.cat((always, index), dim=-1).unsqueeze(2)  # (B, G, 1, K)
-    key, value = (gather_blocks(blocks, x).flatten(2, 4) for x in cache.key_value_blocks())
+    key, value = (x.flatten(2, 4) for x in gather_blocks(blocks, *cache.key_value_blocks()))
     chosen = (best >= 0).repeat_interleave(cache.block_size, dim=-1).unsqueeze(2)
     mask = torch.cat((layout.local_mask.expand(-1, groups, -1, -1), chosen), dim=-1)
     key, value = key.to(query.dtype), value.to(query.dtype)
@@ -68,25 +69,43 @@ def attend_one_token(attention: nn.Module, query: Tensor, layout: BlockLayout, c
     return output.reshape(len(output), 1, 1, -1, output.shape[-1])
 
 
+class Pieces(NamedTuple):
+    """Where the token stands among the pieces of keys. `s` is the piece size."""
+
+    own: Tensor  # (B, 1, 1, 1) its piece
+    slots: Tensor  # (B, 1, s, 1) those of its piece
+    filled: Tensor | None  # (B, 1, s, 1) 1 / n in the n of them up to its own, 0 in others; None for pieces of one
+    later: Tensor  # (B, 1, 1, P) pieces after its own
+    counts: Tensor | None  # (B, 1, 1, P) logarithms (base 2) of their tokens up to its own; None for pieces of one
+
+
+def _pieces(slot: Tensor, size: int, num_pieces: int) -> Pieces:
+    """`slot` `(B, 1, 1, 1)`."""
+    own, piece = slot // size, torch.arange(num_pieces, device=slot.device)
+    slots = own * size + torch.arange(size, device=slot.device).view(1, 1, -1, 1)
+    if size == 1:
+        return Pieces(own, slots, None, piece > own, None)
+    filled = slots <= slot
+    counts = (slot + 1 - piece * size).clamp(1, size).log2()
+    return Pieces(own, slots, filled / filled.sum(2, keepdim=True), piece > own, counts)
+
+
 def _shares(sort_net: nn.Module, query: Tensor, slot: Tensor, cached: CacheLayout, cache: CacheLayer) -> Tensor:
     """Keeps the piece that the token stands in, up to itself; `(B, G, N)`, the share of each block."""
     size, b = sort_net.piece_size, cache.block_size
-    pieces = cache.piece_keys.view(*query.shape[:2], -1, cache.piece_keys.shape[-1] * size // b)  # (B, G, P, C)
-    own_piece = slot // size
-    # The keys of its piece, and of them those that are there.
-    place = own_piece * size + torch.arange(size, device=slot.device).view(1, 1, -1, 1)
-    key = cache.stored_keys.gather(2, place.expand(-1, query.shape[1], -1, query.shape[-1]))
+    if "pieces" not in cached.shared:
+        cached.shared["pieces"] = _pieces(slot, size, cached.num_blocks * b // size)
+    own = cached.shared["pieces"]
+    stored = cache.piece_keys.view(*query.shape[:2], -1, cache.piece_keys.shape[-1] * size // b)  # (B, G, P, C)
+    key = cache.stored_keys.gather(2, own.slots.expand(-1, query.shape[1], -1, query.shape[-1]))
     key = sort_net.of_heads(key)
-    if size > 1:
-        is_there = place <= slot
-        key = (key * is_there).sum(2, keepdim=True) / is_there.sum(2, keepdim=True)
-    pieces.scatter_(2, own_piece.expand(*key.shape), key.to(pieces.dtype))
-    num_pieces = cached.num_blocks * b // size
+    if own.filled is not None:
+        key = (key * own.filled).sum(2, keepdim=True)
+    stored.scatter_(2, own.own.expand(*key.shape), key.to(stored.dtype))
     query = sort_net.of_heads(query) * (sort_net.config.head_dim**-0.5 / math.log(2))
-    scores = query @ pieces[:, :, :num_pieces].mT
-    piece = torch.arange(num_pieces, device=slot.device)
-    if size > 1:
-        scores = scores + (slot + 1 - piece * size).clamp(1, size).log2()
-    scores = scores.masked_fill_(piece > own_piece, torch.finfo(scores.dtype).min)
+    scores = query @ stored[:, :, : own.later.shape[-1]].mT
+    if own.counts is not None:
+        scores = scores + own.counts
+    scores = scores.masked_fill_(own.later, torch.finfo(scores.dtype).min)
     weights = (scores * math.log(2)).softmax(-1)
     return weights.unflatten(-1, (cached.num_blocks, -1)).sum(-1).mean(2)

@@ -33,7 +33,7 @@ def formula(query, key, value, tables, sorted_blocks, mask, scaling):
         keys, values = torch.cat((mixed_key, turned), dim=3), torch.cat((sorted_blocks.value, value), dim=3)
     elif sorted_blocks is not None:
         gathered = (
-            gather_blocks(sorted_blocks.index, x) * sorted_blocks.weight[..., None, None] for x in (turned, value)
+            x * sorted_blocks.weight[..., None, None] for x in gather_blocks(sorted_blocks.index, turned, value)
         )
         keys, values = (torch.cat((x.flatten(3, 4), own), dim=3) for x, own in zip(gathered, (turned, value)))
     repeats = query.shape[3] // key.shape[1]
