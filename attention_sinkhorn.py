@@ -195,7 +195,7 @@ class SinkhornAttention(SinkhornBaseAttention):
             mask = self._block_mask(sorted_mask, layout, 1)
         else:
             choice = hard_assignment(sort_matrix, layout.candidates, config.num_sorted_blocks) if self.sorts else None
-            sorted_blocks, mask = blocks_to_gather(choice, layout, config, len(key))
+            sorted_blocks, mask = blocks_to_gather(choice, layout, config, key.shape[0])
         return block_attention(projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
 
     # Keys that are rotated and in place, of whole rows or of a cache ----------------------------------------------

@@ -205,7 +205,7 @@ class _CausalBalanceOfExponentials(torch.autograd.Function):
         floor = causal_floor(logits.dtype)
         matrix = _exponentials(_mask_logits(logits, allowed), True)
         sums = torch.empty_like(matrix)
-        after = matrix.new_empty(len(matrix), iterations, matrix.shape[-1])
+        after = matrix.new_empty(matrix.shape[0], iterations, matrix.shape[-1])
         for iteration in range(iterations):
             matrix /= _one_for_zero(matrix.sum(-1, keepdim=True))
             torch.cumsum(matrix, -2, out=sums)

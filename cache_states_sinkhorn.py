@@ -270,7 +270,7 @@ class BlockStates:
             written = number <= layout.last_block.unsqueeze(-1)
         # No token ever stands in the last block.
         index = torch.where(written, layout.first_block.unsqueeze(-1) + number, layout.num_blocks - 1)
-        index = index.view(len(index), *[1] * (dim - 1), -1, 1)
+        index = index.view(index.shape[0], *[1] * (dim - 1), -1, 1)
         self._write(name, state, dim, index, features)
         return getattr(self, name).narrow(dim, 0, layout.num_blocks)
 

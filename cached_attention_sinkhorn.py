@@ -175,7 +175,7 @@ def _reopen(attention: nn.Module, layout: BlockLayout, cache: CacheLayer) -> Non
     rows = cache.row_features[:, :num_blocks]
     if attention.sort_net.compares_keys:
         width = cache.pieces(cached, attention.sort_net.piece_size).shape[-1]
-        slot = (number * b).expand(len(rows), -1)
+        slot = (number * b).expand(rows.shape[0], -1)
         rows = rows.unflatten(-1, (-1, width)).transpose(1, 2)
         logits = _compare_first_queries(attention.sort_net, rows, slot, layout, cache)
     else:
@@ -185,7 +185,7 @@ def _reopen(attention: nn.Module, layout: BlockLayout, cache: CacheLayer) -> Non
     matrix = _balance(attention.sort_net, logits, balanced.unsqueeze(1), num_blocks, cache)
 
     block = (cached.past_counts - 1).clamp(min=0) // b  # (B,) the last one with a token
-    row = matrix[torch.arange(len(block), device=block.device), :, block].unsqueeze(2)
+    row = matrix[torch.arange(block.shape[0], device=block.device), :, block].unsqueeze(2)
     key, value = cache.key_value_blocks()
     if attention.mixes_keys:
         mixed = tuple(soft_sort(row, x[:, :, :num_blocks], None) for x in (key, value))

@@ -125,7 +125,7 @@ def check_cache(cache: Cache, layer_types: list[str], past_counts: Tensor) -> No
     layer = next((layer for layer, ours in zip(cache.layers, is_ours) if ours and layer.is_initialized), None)
     if layer is None or lengths[0] == 0:
         return
-    if len(layer.counts) != len(past_counts):
+    if layer.counts.shape[0] != past_counts.shape[0]:
         raise ValueError(
             f"The cache holds {len(layer.counts)} rows, but {len(past_counts)} are given: bring it to as many by "
             "`batch_select_indices` or `batch_repeat_interleave`, or start a new one."

@@ -264,7 +264,7 @@ def _direction(mask_function: MaskFunction, rows: Tensor, length: int, is_window
     if is_window and (causal or bool(sees_next.all())):
         return causal, None
     if causal:
-        document = nn.functional.pad((~sees_previous).expand(len(rows), -1).cumsum(-1), (1, 0))
+        document = nn.functional.pad((~sees_previous).expand(rows.shape[0], -1).cumsum(-1), (1, 0))
         first = torch.searchsorted(document, document)  # the first token of each one's document
         every = torch.arange(length, device=rows.device).unsqueeze(0)
         if bool(mask_function(rows, head, every, first).all()):
@@ -355,7 +355,7 @@ def sinkhorn_attention_forward(
                 "attention?): use `attn_implementation='sdpa'`."
             )
         causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        layout = _layout(settings, causal, LayoutInputs((len(query), num_tokens), query.device))
+        layout = _layout(settings, causal, LayoutInputs((query.shape[0], num_tokens), query.device))
         attention_mask = SparseMask(layout, settings, "sinkhorn_attention", causal)
     return _attend(query, key, value, attention_mask, dropout, scaling), None
 

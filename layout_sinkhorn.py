@@ -335,7 +335,7 @@ def _with_tables_of_cache(
     sizes = cached.local_index.shape[1], cached.local_index.shape[2] * b
     cached = cached._replace(local_tables=RotaryTables(*(x.unflatten(1, sizes).unsqueeze(2) for x in local)))
     if _has_mixture(config):
-        every = tables_at(torch.arange(cached.num_blocks * b, device=device).expand(len(first_slot), -1))
+        every = tables_at(torch.arange(cached.num_blocks * b, device=device).expand(first_slot.shape[0], -1))
         tables = RotaryTables(*(x.unflatten(1, (cached.num_blocks, b)).unsqueeze(-2) for x in every))
         cached = cached._replace(all_tables=tables)
     if layer is not None and layer.cropped_tokens > 0:

@@ -112,7 +112,7 @@ def always_read_mask(
         seen = seen & (grid.document.gather(1, index.flatten(1)).view_as(index) == grid.document.unsqueeze(-1))
     seen = seen.unsqueeze(-1).expand(*seen.shape, grid.block_size)
     if grid.filled is not None:
-        rows = index.expand(len(grid.filled), -1, -1).flatten(1).unsqueeze(-1).expand(-1, -1, grid.block_size)
+        rows = index.expand(grid.filled.shape[0], -1, -1).flatten(1).unsqueeze(-1).expand(-1, -1, grid.block_size)
         seen = seen & grid.filled.gather(1, rows).unflatten(1, index.shape[1:])
     seen = seen.flatten(2).unsqueeze(2)
     num_local = len(local_offsets(num_local_blocks, causal)) * grid.block_size

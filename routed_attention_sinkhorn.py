@@ -98,11 +98,11 @@ def _attend_to_gathered(query, choice, sources, blocks: slice, scaling, dropout,
     if filled is not None:
         rows = filled.expand(batch, -1, -1).gather(1, index.reshape(batch, -1, 1).expand(-1, -1, b))
         visible = visible & rows.view(*index.shape, b)
-    lowest = torch.finfo(chosen_scores.dtype).min
-    chosen_scores = chosen_scores.masked_fill(~visible.unsqueeze(3), lowest).flatten(4)
+    chosen_scores = chosen_scores.masked_fill(~visible.unsqueeze(3), torch.finfo(chosen_scores.dtype).min).flatten(4)
     always_key, always_value = (x[:, blocks].transpose(1, 2).to(query.dtype) for x in (always_key, always_value))
     always_scores = torch.einsum("bgmqrd,bgmkd->bgmqrk", grouped, always_key) * scaling
     if always_mask is not None:
+        lowest = torch.finfo(always_scores.dtype).min  # under autocast not the type of the others
         always_scores = always_scores.masked_fill(~always_mask[:, blocks][:, None, :, :, None], lowest)
     scores = torch.cat((chosen_scores, always_scores.flatten(2, 3)), dim=-1)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)

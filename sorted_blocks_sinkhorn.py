@@ -131,7 +131,7 @@ def blocks_to_gather(
             sinks = layout.sink_index
             if sinks is None:
                 sinks = torch.arange(num_sinks, device=block.device).expand(1, num_blocks, -1)
-            read = torch.cat((sinks, read.expand(len(sinks), -1, -1)), dim=-1)
+            read = torch.cat((sinks, read.expand(sinks.shape[0], -1, -1)), dim=-1)
         # What is past the ends is masked, and so is a sink that is local too.
         read = read.clamp(0, num_blocks - 1).unsqueeze(1).expand(batch, config.num_key_value_heads, -1, -1)
         indices.append(read)

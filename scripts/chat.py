@@ -7,7 +7,8 @@ and the answer.
     python scripts/chat.py --model_name_or_path runs/smollm2 --document_file book.txt --questions "Who is Ishmael?" "And Ahab?"
 
 Without `--questions` it asks for them, one a line, and remembers what was said; an empty line ends it. Given questions are
-each asked of the document alone. Models with a chat template get it; others continue the text.
+each asked of the document alone. Models with a chat template get it; others continue the text. The model's positions must
+be rotary or relative, to go beyond the length of its training.
 """
 
 import sys
@@ -27,6 +28,7 @@ class ChatArguments(WriterArguments):
     do_sample: bool = field(default=False, metadata={"help": "Sample tokens; otherwise the likeliest."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.questions is not None and not all(question.strip() for question in self.questions):
             raise UserError("--questions: one is empty.")
 
@@ -68,7 +70,10 @@ def main() -> None:
         if args.questions:
             conversation.forget()
             print(f"> {question}")
-        conversation.ask(question, streamer)
+        try:
+            conversation.ask(question, streamer)
+        except IndexError as error:  # past the end of a table of learned positions
+            raise UserError(f"this model cannot read so many tokens: {error}") from None
 
 
 if __name__ == "__main__":

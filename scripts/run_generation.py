@@ -23,6 +23,7 @@ class GenerationArguments(WriterArguments):
     prompt_file: str | None = field(default=None, metadata={"help": "UTF-8 file with the text; - for standard input."})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.prompt is None) == (self.prompt_file is None):
             raise UserError("give a --prompt or a --prompt_file.")
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HIDDEN = sorted(path.stem for path in ROOT.glob("*_sinkhorn.py"))
 
 CHILD = """
-import gc, importlib.abc, inspect, json, os, pathlib, runpy, sys, traceback
+import gc, importlib.abc, inspect, json, os, pathlib, runpy, signal, sys, traceback
 
 hidden = json.loads(sys.argv[1])
 
@@ -69,6 +69,7 @@ def found():
 
 
 def work(job):
+    signal.alarm(1200)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # nobody is there to be asked for trust
     output = os.open(job["output"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(output, 1)
@@ -151,7 +152,9 @@ class Elsewhere:
         }
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
-        status = int(self.process.stdout.readline())
+        ended = self.process.stdout.readline()
+        assert ended, "the process that stands for another machine has died"
+        status = int(ended)
         answer = json.loads(report.read_text(encoding="utf-8")) if report.exists() else None
         return Result(status, output.read_text(encoding="utf-8"), answer)
 

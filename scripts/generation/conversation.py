@@ -1,9 +1,11 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 A document, and questions about it. The document is read once: what was read stays in the cache, and of the next question
-only what is new is read.
+only what is new is read. Where a cache cannot go back, as that of a sliding window, the document is read again, and that is
+told.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -73,11 +75,12 @@ class Conversation:
         if same < len(self.read):
             try:
                 self.cache.crop(same - len(self.read))
-            except RuntimeError:  # a layer that sorts by block goes back two blocks, no further
+            except (RuntimeError, NotImplementedError, ValueError):  # sliding windows, layers that sort by block
                 self.cache, same = DynamicCache(config=self.model.config), 0
+                print("The cache of this model cannot go back so far: all is read again.", file=sys.stderr)
         self.read = self.read[:same]
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: `generate` changes some states in place
     def _read_all_but_the_last(self, ids: list[int]) -> None:
         start, end = len(self.read), len(ids) - 1
         chunk = self.chunk or max(1, end - start)

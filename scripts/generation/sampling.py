@@ -38,6 +38,10 @@ class WriterArguments:
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+
 
 def settings(args: WriterArguments, model: PreTrainedModel) -> dict[str, float]:
     """The given flags, and our defaults for what neither they nor the model's generation config set."""
@@ -82,11 +86,13 @@ def open_writer(args: WriterArguments) -> tuple[PreTrainedModel, PreTrainedToken
 def read_text(path: str) -> str:
     """
     Raises:
-        UserError: there is no such file, or it is not UTF-8.
+        UserError: there is no such file, it cannot be read, or it is not UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
     except FileNotFoundError:
         raise UserError(f"there is no file {path}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}).") from None

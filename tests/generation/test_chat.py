@@ -5,7 +5,14 @@ import io
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from generation.conversation import Conversation
 from helpers import run_script, tiny_config
@@ -18,6 +25,13 @@ CHAT = (
 )
 DOCUMENT = "peace and friendship with all mankind, " * 6
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 BY_TOKEN = {
     "sort_granularity": "token",
     "sort_net": "keys",
@@ -31,8 +45,13 @@ BY_TOKEN = {
 def make(kind: str, tokenizer):
     torch.manual_seed(0)
     if kind == "llama":
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **sizes)).eval()
+        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.2, **SIZES)).eval()
+    if kind == "sliding windows":
+        config = MistralConfig(vocab_size=len(tokenizer), initializer_range=0.2, sliding_window=16, **SIZES)
+        return MistralForCausalLM(config).eval()
+    if kind == "convolutions":  # whose state is changed in place
+        layers = ["conv", "full_attention"]
+        return Lfm2ForCausalLM(Lfm2Config(vocab_size=len(tokenizer), layer_types=layers, **SIZES)).eval()
     overrides = {"by token": BY_TOKEN, "by block": {}, "hard": {"sort_assignment": "hard"}}[kind]
     config = tiny_config(vocab_size=len(tokenizer), is_decoder=True, initializer_range=0.2, **overrides)
     return SinkhornForCausalLM(config).eval()
@@ -53,7 +72,7 @@ def anew(model, conversation: Conversation, messages: list) -> str:
 
 
 @pytest.mark.parametrize("chunk", [None, 16])
-@pytest.mark.parametrize("kind", ["llama", "by token", "by block", "hard"])
+@pytest.mark.parametrize("kind", ["llama", "by token", "by block", "hard", "sliding windows", "convolutions"])
 def test_answers_are_those_of_the_whole_read_anew(kind, chunk, tokenizer):
     model = make(kind, tokenizer)
     conversation = Conversation(model, tokenizer, DOCUMENT, chunk, **GREEDY)
@@ -130,12 +149,16 @@ def test_typed_questions_belong_to_one_conversation(folder, monkeypatch, capsys,
 
 def test_what_cannot_be_asked_is_refused(folder, monkeypatch, tokenizer):
     (folder / "empty.txt").write_text(" \n")
+    (folder / "mark.txt").write_text("", encoding="utf-8-sig")
     SinkhornModel(tiny_config()).save_pretrained(folder / "encoder")
     tokenizer.save_pretrained(folder / "encoder")
     for flags, words in (
         (("--document_file", "nothing.txt"), "there is no file nothing.txt"),
         (("--document_file", folder / "empty.txt"), "is empty"),
+        (("--document_file", folder), "cannot be read: Is a directory"),
+        (("--document_file", folder / "mark.txt"), "is empty"),
         (("--questions", "who?", " "), "--questions: one is empty"),
+        (("--max_new_tokens", "0"), "--max_new_tokens must be at least 1, got 0"),
         (("--model_name_or_path", folder / "nothing"), "there is no folder"),
         (("--model_name_or_path", folder / "encoder"), "reads in both directions"),
     ):

@@ -181,6 +181,8 @@ def slow_where(condition: Callable[[str], bool]):
     def mark(test_class: type) -> type:
         for name in (name for name in dir(test_class) if name.startswith("test_") and condition(name)):
             function = getattr(test_class, name)
+            if not callable(function):  # a setting of theirs
+                continue
 
             # Of its own, as the classes share theirs.
             @functools.wraps(function)

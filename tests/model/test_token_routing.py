@@ -689,6 +689,20 @@ def test_bfloat16_is_close_to_float32(route, is_decoder):
 
 
 @every_route
+@both_directions
+@pytest.mark.parametrize("length", [4, 9, 19])
+def test_half_precision_by_autocast_at_any_length(route, is_decoder, length):
+    """Under it products are of another type than what they are multiplied with."""
+    model = make(route, is_decoder=is_decoder).float()
+    ids = tokens(length=length)
+    expected = model(ids).last_hidden_state
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = model(ids).last_hidden_state
+    errors = (actual - expected).abs().mean(-1)  # of tokens: rounding decides between blocks that are equally good
+    assert actual.isfinite().all() and errors.median() < 0.1 * expected.abs().mean()
+
+
+@every_route
 def test_sort_matrices_stay_in_float32_under_autocast(route):
     model = make(route, gumbel_noise=True, num_sink_blocks=1).float().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
