@@ -80,7 +80,8 @@ def test_contents(wheel):
     assert set(metadata.get_all("Provides-Extra")) == project["optional-dependencies"].keys()
 
 
-@pytest.mark.slow  # a process of its own; continuous integration runs it beside the quick tests
+@pytest.mark.ci
+@pytest.mark.slow  # a process of its own
 def test_it_works_where_it_is_installed(wheel, tmp_path):
     """In a new environment, which borrows only what this one installed from elsewhere."""
     environment, place = tmp_path / "environment", tmp_path / "place"

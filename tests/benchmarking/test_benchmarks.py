@@ -125,6 +125,12 @@ def test_no_speed_without_parity(tmp_path, monkeypatch):
 
 # Training ------------------------------------------------------------------------------------------------------------
 
+
+def measured(test):
+    """What needs a record: that takes a third of a minute, most of it processes whose memory is measured."""
+    return pytest.mark.ci(pytest.mark.slow(test))
+
+
 TINY = [
     "--lengths",
     "64",
@@ -158,6 +164,7 @@ def training_record(tmp_path_factory):
     return results
 
 
+@measured
 def test_training(training_record):
     record = json.loads(training_record.read_text())
     assert record["complete"] and record["left_out"] == {}
@@ -187,6 +194,7 @@ def test_training(training_record):
     assert record["crossover"].keys() == {FULL_ATTENTION, "BigBird"}
 
 
+@measured
 def test_training_beside_single_rows(training_record):
     record = json.loads(training_record.read_text())
     assert record["ragged"]["rows"].keys() == {FLOOR, SINKHORN_SOFT, FULL_ATTENTION}
@@ -206,6 +214,7 @@ def test_training_beside_single_rows(training_record):
         assert part["time_ratio"] > 0
 
 
+@measured
 def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
     """Lengths that the file has are kept, others measured; a run of other settings is refused."""
     record = json.loads(training_record.read_text())
@@ -231,6 +240,7 @@ def test_training_resumes(training_record, tmp_path, monkeypatch, capsys):
     assert "7.00 (" in capsys.readouterr().out
 
 
+@measured
 def test_report(training_record, tmp_path, monkeypatch, capsys):
     record = json.loads(training_record.read_text())
     copy = tmp_path / "benchmark.json"
@@ -242,6 +252,7 @@ def test_report(training_record, tmp_path, monkeypatch, capsys):
     assert f"\n| {SINKHORN_SOFT} | " in printed and f"| {ratio:.2f} |\n" in printed
 
 
+@measured
 def test_plot(training_record, tmp_path, monkeypatch):
     run_script(monkeypatch, "maintain.py", "plots", training_record, "--output", tmp_path / "a" / "plot.png")
     plot = (tmp_path / "a" / "plot.png").read_bytes()

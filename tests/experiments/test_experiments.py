@@ -518,6 +518,8 @@ def run_all_to_the_page(tmp_path, *flags) -> None:
         assert f"## {report.TITLES[experiment]}" in page.read_text()
 
 
+@pytest.mark.ci
+@pytest.mark.slow  # a third of a minute of training
 def test_every_experiment_runs_at_reduced_scale(tmp_path, monkeypatch):
     # Figures are made, and not painted, which is a third of the time; the tables' test paints some.
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, path, **settings: Path(path).touch())

@@ -109,7 +109,8 @@ def check_onnx(run: Callable, model, *names: str, output: str = "logits") -> Non
         assert_close(run(**inputs)[output], model(**inputs)[output], 1e-4)
 
 
-@pytest.mark.slow  # half a minute of export; continuous integration runs it beside the quick tests
+@pytest.mark.ci
+@pytest.mark.slow  # half a minute of export
 def test_onnx_classifies_any_length_and_padding(to_onnx):
     """From a sample of whole blocks: nothing of them may be a constant of the graph."""
     model = make(SinkhornForSequenceClassification, sinkhorn_iterations=1)
@@ -186,7 +187,7 @@ def test_onnx_by_torch_alone(model_class, to_onnx):
 @pytest.mark.parametrize(
     "layer_types, overrides",
     [
-        (["sinkhorn_attention"], {}),
+        pytest.param(["sinkhorn_attention"], {}, marks=pytest.mark.ci),
         (["mixture_attention", "full_attention"], {"sort_assignment": "hard"}),
         (["local_attention", "sinkhorn_attention"], {"causal_balancing": "capacity", "num_local_blocks": 2}),
     ],
@@ -310,8 +311,8 @@ def test_a_compiled_graph_is_not_taken_for_an_exported_one(strict):
     assert torch.export.export(Tell(), (x,), strict=strict).module()(x) == 1
 
 
-# Each is a quarter of a minute of compilation: one of them in every run is enough.
-@pytest.mark.parametrize("overrides", [{}, pytest.param(CAUSAL_HARD, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow  # a quarter of a minute of compilation each
+@pytest.mark.parametrize("overrides", [pytest.param({}, marks=pytest.mark.ci), CAUSAL_HARD], ids=str)
 def test_compiles_once_more_for_a_second_length_and_never_again(overrides):
     model = make(SinkhornModel, gumbel_noise=False, **overrides).train()
     assert graphs_over_lengths(model, (37, 64, 5, 12, 101), dynamic=None) == [1, 2, 2, 2, 2]
