@@ -33,7 +33,7 @@ from conversion.card import base_card, base_model_of, card
 from conversion.equality import check_equality
 from conversion_sinkhorn import ConversionError, convert, converted_config
 from evaluation.comparison import SHORTEST, compare
-from training.model_choice import check_folders, parse_overrides
+from training.model_choice import check_folders, opened_by_name, parse_overrides
 
 
 @dataclass
@@ -104,13 +104,8 @@ def main() -> None:
     hub = {"revision": args.model_revision, "cache_dir": args.cache_dir, "token": args.token}
     if args.gguf_file is not None:
         hub["gguf_file"] = args.gguf_file
-    try:
+    with opened_by_name(args.model_name_or_path):
         config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
-            f"by this name. {str(error).strip().splitlines()[0]}"
-        ) from None
     overrides = parse_overrides(",".join(args.config_overrides or ()), getattr(config, "num_hidden_layers", 1))
     try:
         wanted = converted_config(config, **overrides)  # before the weights are fetched

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, HfArgumentParser, PreTrainedConfig, PreTrainedModel
 
 from common.errors import UserError
-from training.model_choice import check_folders
+from training.model_choice import check_folders, opened_by_name
 
 
 # The types with such a table, and whether its first rows, up to that of the padding token, belong to no place.
@@ -97,13 +97,8 @@ def main() -> None:
         raise UserError(f"--output_dir {folder} is not empty: name another, or add --overwrite_output_dir.")
     check_folders(args)
     hub = {"revision": args.model_revision, "cache_dir": args.cache_dir, "token": args.token}
-    try:
+    with opened_by_name(args.model_name_or_path):
         config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
-            f"by this name. {str(error).strip().splitlines()[0]}"
-        ) from None
     check_extension(config, args.max_position_embeddings)
     tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
     # With the head that it has, so that no weight is lost.

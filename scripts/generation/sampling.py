@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
 from common.errors import UserError
-from training.model_choice import check_folders
+from training.model_choice import check_folders, opened_by_name
 
 
 @dataclass
@@ -66,14 +66,9 @@ def open_writer(args: WriterArguments) -> tuple[PreTrainedModel, PreTrainedToken
     """
     check_folders(args)
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
-    try:
+    with opened_by_name(args.model_name_or_path):
         tokenizer = AutoTokenizer.from_pretrained(args.model_name_or_path, **hub)
         config = AutoConfig.from_pretrained(args.model_name_or_path, **hub)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_name_or_path {args.model_name_or_path}: no folder here, and no model on the Hub, could be opened "
-            f"by this name. {str(error).strip().splitlines()[0]}"
-        ) from None
     if config.model_type == "sinkhorn" and not config.is_decoder:
         raise UserError(
             f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "

@@ -3,7 +3,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,21 @@ def recorded_name(name: str | None) -> str | None:
 def recorded_config(config: PreTrainedConfig) -> dict[str, Any]:
     """A configuration for the record of a run."""
     return config.to_dict() | {"_name_or_path": recorded_name(config.name_or_path)}
+
+
+@contextmanager
+def opened_by_name(name: str) -> Iterator[None]:
+    """
+    Raises:
+        UserError: what is done inside found neither a folder nor a model on the Hub of this name.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_name_or_path {name}: no folder here, and no model on the Hub, could be opened by this name. "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from None
 
 
 def check_folders(model_args: Any) -> None:
