@@ -260,7 +260,8 @@ SHIPPED = {
 }
 
 
-@pytest.mark.parametrize("model", [pytest.param(m, marks=pytest.mark.slow if "encoder" in m else ()) for m in SHIPPED])
+# One quick; each is half a dozen processes' work.
+@pytest.mark.parametrize("model", [pytest.param(m, marks=() if "party" in m else pytest.mark.slow) for m in SHIPPED])
 def test_the_documents_command_makes_a_public_model_that_works(hub, users, model, tmp_path):
     root = SCRIPTS.parent
     (command,) = re.findall(

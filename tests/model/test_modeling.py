@@ -253,11 +253,15 @@ def test_balancing_stays_in_float32_under_autocast(is_decoder):
 # Compile and export --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # two minutes of compilation
-@pytest.mark.parametrize("layer_type, assignment, is_decoder", layer_cases())
+@pytest.mark.slow  # a minute of compilation
+@pytest.mark.parametrize(
+    "layer_type, assignment, is_decoder",
+    [case for case in layer_cases() if case[0] in SORTING_LAYERS or case[1] == "soft"],  # others have no assignment
+)
 def test_compiles_whole_for_every_length(layer_type, assignment, is_decoder):
     torch.compiler.reset()
-    model = make(layer_type=layer_type, sort_assignment=assignment, is_decoder=is_decoder).train()
+    settings = {"num_hidden_layers": 1, "sinkhorn_iterations": 2}  # what a graph has twice, it has to be made twice for
+    model = make(layer_type=layer_type, sort_assignment=assignment, is_decoder=is_decoder, **settings).train()
     model.config.gumbel_noise = False
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (13, 22, 40):

@@ -740,12 +740,13 @@ def test_heads_over_it_run():
         assert_close(together[1:2], model(ids[1:2, mask[1].bool()]).logits, 1e-9)
 
 
-@pytest.mark.slow  # minutes of compilation
+@pytest.mark.slow  # a minute of compilation
 @both_directions
 @every_route
 def test_compiles_whole_for_every_length(route, is_decoder):
     torch.compiler.reset()
-    model = make(route, is_decoder=is_decoder, num_sink_blocks=1, sinkhorn_iterations=1).train()
+    settings = {"num_hidden_layers": 1, "num_sink_blocks": 1, "sinkhorn_iterations": 1}
+    model = make(route, is_decoder=is_decoder, **settings).train()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
     for length in (13, 22):
         for mask in (None, padding_masks(length)):
