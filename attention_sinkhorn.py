@@ -19,6 +19,7 @@ from transformers.utils import TransformersKwargs
 try:  # a folder on the Hub, or any package
     from .base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
     from .block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
+    from .block_step_sinkhorn import attend_in_block, is_step_in_block
     from .cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout, Layout
@@ -36,6 +37,7 @@ try:  # a folder on the Hub, or any package
 except ImportError:  # flat modules, as installed
     from base_attention_sinkhorn import ProjectedBlocks, SinkhornBaseAttention
     from block_attention_sinkhorn import MixedBlocks, block_attention, is_block_attention_supported
+    from block_step_sinkhorn import attend_in_block, is_step_in_block
     from cached_attention_sinkhorn import CacheLayer, attend_from_cache
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout, Layout
@@ -127,6 +129,8 @@ class SinkhornAttention(SinkhornBaseAttention):
         self, cache: CacheLayer, projected: ProjectedBlocks, layout: BlockLayout, maps: bool, keeps_matrix: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The same for new tokens, which are stored in the cache, on their grid of `M` blocks of `Q` slots."""
+        if not (maps or keeps_matrix) and is_step_in_block(self, layout.cached, cache):
+            return attend_in_block(self, projected, layout, cache), None, None
         return attend_from_cache(self, projected, layout, cache, maps)
 
     def _attend_in_whole(

@@ -163,6 +163,19 @@ class BlockStates:
         first_kept = layout.latest_block - (self._num_recent_blocks(layout.num_tokens) - 1)
         self.keep("first_kept", torch.maximum(self.first_kept, first_kept))
 
+    def append_one(self, key: Tensor, value: Tensor, layout: CacheLayout) -> None:
+        """
+        The same for one token `(B, G, D)` in each of equally long rows, in a block that is open and stays so: in place,
+        and `first_kept` stays what it is.
+        """
+        self.stored_keys.select(2, layout.equal_past).copy_(key)
+        self.stored_values.select(2, layout.equal_past).copy_(value)
+        if self.positions is not None:
+            self.positions.narrow(1, layout.equal_past, 1).copy_(layout.positions)
+        self.keep("counts", layout.counts)
+        self.cumulative_length += layout.num_tokens
+        self._num_recent_blocks(layout.num_tokens)
+
     def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
         """Writes `values` at `index` along `dim`, in place where no backward pass can need the state as it was."""
         index, values = index.expand_as(values), values.to(state.dtype)
@@ -194,6 +207,11 @@ class BlockStates:
         if blocks.shape[2] != b:  # a step of one token
             blocks = blocks * (slot == layout.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
+
+    def append_one_input(self, inputs: Tensor, layout: CacheLayout) -> None:
+        """Stores the layer's input `(B, E)` where `append_one` stored the key."""
+        ring = self._ring("recent_inputs", layout, inputs.shape[-1], like=inputs)
+        self.recent_inputs.select(1, layout.equal_past % ring).copy_(inputs)
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
         """Blocks in the ring of recent inputs, with new tokens. While recording, none is dropped until a `crop`."""

@@ -17,11 +17,31 @@ from transformers.utils.import_utils import is_tracing
 
 
 try:  # a folder on the Hub, or any package
+    from .cached_layout_sinkhorn import cached_block_layout
     from .compatibility_sinkhorn import is_exporting
-    from .layout_sinkhorn import LayoutInputs, fixed_length
+    from .layout_sinkhorn import (
+        Layout,
+        LayoutInputs,
+        Rotary,
+        block_layout,
+        fixed_length,
+        sorts,
+        token_layout,
+    )
+    from .sorting_sinkhorn import block_grid, document_lengths
 except ImportError:  # flat modules, as installed
+    from cached_layout_sinkhorn import cached_block_layout
     from compatibility_sinkhorn import is_exporting
-    from layout_sinkhorn import LayoutInputs, fixed_length
+    from layout_sinkhorn import (
+        Layout,
+        LayoutInputs,
+        Rotary,
+        block_layout,
+        fixed_length,
+        sorts,
+        token_layout,
+    )
+    from sorting_sinkhorn import block_grid, document_lengths
 
 
 def check_arguments(
@@ -242,3 +262,58 @@ def layout_inputs(
         past_length=past_length,
         past_counts=past_counts,
     )
+
+
+def make_layout(
+    config: Any,
+    inputs: LayoutInputs,
+    rotary: Rotary,
+    cache: Any | None = None,
+    maps: bool = False,
+    may_read_values: bool = True,
+) -> Layout:
+    """
+    Args:
+        cache: holds `inputs.past_length` tokens per row.
+        maps: whether attention maps will be returned.
+        may_read_values: whether values of tensors may be read back, to check them and to skip needless work. Not while
+            tracing.
+    """
+    _, num_tokens = inputs.shape
+    layers, max_length = cache.layers if cache is not None else [], fixed_length(cache)
+    if may_read_values:
+        past_length = inputs.past_length
+        if max_length is not None and past_length + num_tokens > max_length:
+            raise ValueError(
+                f"The static cache has room for {max_length} tokens, and {past_length} + {num_tokens} are given: make "
+                "it with a larger `max_cache_len`."
+            )
+        longest = past_length + num_tokens
+        if inputs.documents is not None:
+            longest = int(document_lengths(inputs.documents).max())
+        check_number_of_blocks(config, longest)
+    blocks = tokens = None
+    if set(config.layer_types) != {"full_attention"}:
+        if cache is None:
+            blocks = block_layout(config, inputs, rotary)
+        else:
+            blocks = cached_block_layout(config, inputs, rotary, layers, max_length, may_read_values)
+            if maps:
+                key_length = inputs.past_length + num_tokens
+                key_grid = block_grid(key_length, config.block_size, inputs.attention_mask, inputs.device)
+                blocks = blocks._replace(key_grid=key_grid)
+    if "full_attention" in config.layer_types:
+        tokens = token_layout(config, inputs, rotary, max_length)
+    return Layout(blocks, tokens)
+
+
+def check_number_of_blocks(config: Any, num_tokens: int) -> None:
+    """Raises where a SortNet of fixed size has no outputs for that many blocks."""
+    num_blocks = -(-num_tokens // config.block_size)
+    if sorts(config) and config.sort_net in ("linear", "mlp") and num_blocks > config.max_num_blocks:
+        raise ValueError(
+            f"The input has {num_blocks} blocks of {config.block_size} tokens, but a '{config.sort_net}' SortNet has "
+            f"outputs for {config.max_num_blocks} (max_position_embeddings={config.max_position_embeddings} // "
+            f"block_size={config.block_size}). Shorten the input, or train with a larger `max_position_embeddings` or "
+            "`sort_net='bilinear'`."
+        )

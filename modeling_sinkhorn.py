@@ -34,9 +34,15 @@ try:  # a folder on the Hub, or any package
     from .compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from .configuration_sinkhorn import SinkhornConfig
     from .generation_sinkhorn import SinkhornGenerationMixin
-    from .inputs_sinkhorn import cache_to_use, check_arguments, check_one_document, layout_inputs, packed_documents
+    from .inputs_sinkhorn import (
+        cache_to_use,
+        check_arguments,
+        check_one_document,
+        layout_inputs,
+        make_layout,
+        packed_documents,
+    )
     from .layer_sinkhorn import SinkhornLayer
-    from .layout_sinkhorn import make_layout
     from .norm_sinkhorn import SinkhornRMSNorm
     from .outputs_sinkhorn import (
         SinkhornCausalLMOutput,
@@ -53,9 +59,15 @@ except ImportError:  # flat modules, as installed
     from compatibility_sinkhorn import cache_field, cache_of, check_token_types, takes_known_arguments
     from configuration_sinkhorn import SinkhornConfig
     from generation_sinkhorn import SinkhornGenerationMixin
-    from inputs_sinkhorn import cache_to_use, check_arguments, check_one_document, layout_inputs, packed_documents
+    from inputs_sinkhorn import (
+        cache_to_use,
+        check_arguments,
+        check_one_document,
+        layout_inputs,
+        make_layout,
+        packed_documents,
+    )
     from layer_sinkhorn import SinkhornLayer
-    from layout_sinkhorn import make_layout
     from norm_sinkhorn import SinkhornRMSNorm
     from outputs_sinkhorn import (
         SinkhornCausalLMOutput,

@@ -21,7 +21,7 @@ try:  # a folder on the Hub, or any package
     from .routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from .routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from .sorting_sinkhorn import HardSort, block_sums
-    from .token_step_sinkhorn import attend_one_token, is_one_token
+    from .token_step_sinkhorn import attend_one_token, attend_one_token_of_equal_rows, is_one_token
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from base_attention_sinkhorn import ProjectedBlocks
@@ -31,7 +31,7 @@ except ImportError:  # flat modules, as installed
     from routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
     from routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
     from sorting_sinkhorn import HardSort, block_sums
-    from token_step_sinkhorn import attend_one_token, is_one_token
+    from token_step_sinkhorn import attend_one_token, attend_one_token_of_equal_rows, is_one_token
 
 
 # Queries of a pass, up to which the blocks of each are gathered: sorting pairs by block costs more than it saves.
@@ -77,8 +77,12 @@ class SinkhornTokenAttention(SinkhornAttention):
         balances = config.sinkhorn_iterations > 0
         cache.crops_anywhere = self.sort_net.compares_keys and not balances
         cache.apply_crop(cached)
+        one_token = is_one_token(self, query, cache, maps, keeps_matrix)
+        if one_token and cached.equal_past is not None:
+            cache.append_one(key.flatten(0, 2), value.flatten(0, 2), cached)
+            return attend_one_token_of_equal_rows(self, query, layout, cache), None, None
         cache.append(key, value, cached, rotated=True)
-        if is_one_token(self, query, cache, maps, keeps_matrix):
+        if one_token:
             return attend_one_token(self, query, layout, cache), None, None
         scores = self._scores_in_cache(inputs, query, layout, cache)
         before, columns, keep_sums = None, None, None

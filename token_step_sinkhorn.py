@@ -18,13 +18,13 @@ try:  # a folder on the Hub, or any package
     from .cached_attention_sinkhorn import CacheLayer
     from .layout_sinkhorn import BlockLayout, CacheLayout
     from .shares_sinkhorn import SMALLEST_SHARE
-    from .sorting_sinkhorn import best_candidates, gather_blocks
+    from .sorting_sinkhorn import TIE_TOLERANCE, best_candidates, gather_blocks
 except ImportError:  # flat modules, as installed
     from cache_states_sinkhorn import may_change_in_place
     from cached_attention_sinkhorn import CacheLayer
     from layout_sinkhorn import BlockLayout, CacheLayout
     from shares_sinkhorn import SMALLEST_SHARE
-    from sorting_sinkhorn import best_candidates, gather_blocks
+    from sorting_sinkhorn import TIE_TOLERANCE, best_candidates, gather_blocks
 
 
 def is_one_token(attention: nn.Module, query: Tensor, cache: CacheLayer, maps: bool, keeps_matrix: bool) -> bool:
@@ -67,6 +67,85 @@ def attend_one_token(attention: nn.Module, query: Tensor, layout: BlockLayout, c
     key, value = key.to(query.dtype), value.to(query.dtype)
     output = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=attention.scaling)
     return output.reshape(len(output), 1, 1, -1, output.shape[-1])
+
+
+# Equally long rows --------------------------------------------------------------------------------------------------
+
+
+def attend_one_token_of_equal_rows(
+    attention: nn.Module, query: Tensor, layout: BlockLayout, cache: CacheLayer
+) -> Tensor:
+    """
+    The same where all rows have as many tokens, `layout.cached.equal_past` and one: what the token reads are slices of
+    the cache and the blocks that it chooses, and nothing is masked.
+    """
+    config, b, end = attention.config, cache.block_size, layout.cached.equal_past + 1
+    num_blocks = -(-end // b)
+    first_local = max(num_blocks - config.num_local_blocks, 0)
+    sinks = range(min(config.num_sink_blocks, first_local))
+    query = query.view(len(query), cache.stored_keys.shape[1], -1, query.shape[-1])  # (B, G, r, D)
+    pieces = _keep_last_piece(attention.sort_net, end, cache)
+    stored = cache.stored_keys, cache.stored_values
+    if first_local - len(sinks) <= config.num_sorted_blocks:
+        key, value = (states.narrow(2, 0, end) for states in stored)
+    else:
+        shares = _shares_of_full_blocks(attention.sort_net, query, pieces, end, b)
+        shares = shares.narrow(2, len(sinks), first_local - len(sinks))
+        chosen = _best_blocks(shares, config.num_sorted_blocks, config.sinkhorn_temperature)
+        if "always" not in layout.cached.shared:
+            always = [*sinks, *range(first_local, num_blocks)]
+            layout.cached.shared["always"] = chosen.new_tensor(always).expand(*chosen.shape[:2], -1)
+        # The block that the token stands in is the last one, so that what comes after the token is cut off.
+        blocks = torch.cat((chosen + len(sinks), layout.cached.shared["always"]), dim=-1)
+        length = blocks.shape[-1] * b - (num_blocks * b - end)
+        key, value = (
+            x.flatten(2, 4).narrow(2, 0, length) for x in gather_blocks(blocks.unsqueeze(2), *cache.key_value_blocks())
+        )
+    key, value = key.to(query.dtype), value.to(query.dtype)
+    output = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
+    return output.reshape(len(output), 1, 1, -1, output.shape[-1])
+
+
+def _best_blocks(shares: Tensor, number: int, temperature: float) -> Tensor:
+    """`(B, G, number)`: the blocks with the largest of `shares` `(B, G, N)`, of which there are more."""
+    plan = shares.clamp_min_(SMALLEST_SHARE)
+    if temperature != 1:
+        plan = plan ** (1 / temperature)
+    values, places = plan.topk(number + 1)
+    if plan.device.type == "cpu" and not _has_ties(values.flatten(0, 1).tolist()):
+        return places.narrow(-1, 0, number)
+    return best_candidates(plan.unsqueeze(2), number)[0].squeeze(2)
+
+
+def _has_ties(rows: list[list[float]]) -> bool:
+    """Whether the last of a row is about as large as the one before."""
+    return any(row[-1] >= row[-2] * (1 - TIE_TOLERANCE) for row in rows)
+
+
+def _keep_last_piece(sort_net: nn.Module, end: int, cache: CacheLayer) -> Tensor:
+    """Keeps the mean of the last piece of `end` tokens; `(B, G, P, C)`, all pieces up to that."""
+    size = sort_net.piece_size
+    width = cache.piece_keys.shape[-1] * size // cache.block_size
+    stored = cache.piece_keys.view(*cache.piece_keys.shape[:2], -1, width)
+    last = (end - 1) // size
+    key = sort_net.of_heads(cache.stored_keys.narrow(2, last * size, end - last * size))
+    stored.select(2, last).copy_(key.squeeze(2) if size == 1 else key.mean(2))
+    return stored.narrow(2, 0, last + 1)
+
+
+def _shares_of_full_blocks(sort_net: nn.Module, query: Tensor, pieces: Tensor, end: int, block_size: int) -> Tensor:
+    """`(B, G, N)`: of all that the last of `end` tokens sees, the share of each full block."""
+    size, per_block = sort_net.piece_size, block_size // sort_net.piece_size
+    scores = (sort_net.of_heads(query) * sort_net.config.head_dim**-0.5) @ pieces.mT
+    in_last = (end - 1) % size + 1
+    if in_last < size:  # it counts as many tokens as it has, like the others
+        scores.select(-1, -1).add_(math.log(in_last / size))
+    num_full = scores.shape[-1] // per_block
+    weights = scores.softmax(-1).narrow(-1, 0, num_full * per_block)
+    return weights.unflatten(-1, (num_full, per_block)).sum((2, -1)) / query.shape[2]
+
+
+# Rows of any lengths ------------------------------------------------------------------------------------------------
 
 
 class Pieces(NamedTuple):

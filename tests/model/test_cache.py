@@ -30,9 +30,9 @@ def make_cache(model, static: bool, length: int = 64):
     return StaticCache(model.config, max_cache_len=length) if static else DynamicCache(config=model.config)
 
 
-def in_chunks(model, ids, mask, sizes, cache):
-    """Logits of all tokens, read in chunks of `sizes` tokens, over and over."""
-    logits, start = [], 0
+def in_chunks(model, ids, mask, sizes, cache, first=0):
+    """Logits of all tokens from the `first`, read in chunks of `sizes` tokens, over and over."""
+    logits, start = [], first
     for size in itertools.cycle(sizes):
         if start >= ids.shape[1]:
             return torch.cat(logits, dim=1)

@@ -260,7 +260,10 @@ def test_balancing_stays_in_float32_under_autocast(is_decoder):
 )
 def test_compiles_whole_for_every_length(layer_type, assignment, is_decoder):
     torch.compiler.reset()
-    settings = {"num_hidden_layers": 1, "sinkhorn_iterations": 2}  # what a graph has twice, it has to be made twice for
+    settings = {
+        "num_hidden_layers": 1,
+        "sinkhorn_iterations": 2,
+    }  # what a graph has twice, it has to be made twice for
     model = make(layer_type=layer_type, sort_assignment=assignment, is_decoder=is_decoder, **settings).train()
     model.config.gumbel_noise = False
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")

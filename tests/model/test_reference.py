@@ -6,7 +6,8 @@ import torch
 
 import sort_net_sinkhorn
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
-from layout_sinkhorn import LayoutInputs, make_layout
+from inputs_sinkhorn import make_layout
+from layout_sinkhorn import LayoutInputs
 from modeling_sinkhorn import SinkhornModel
 from reference import reference_attention
 

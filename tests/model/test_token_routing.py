@@ -466,24 +466,27 @@ def test_chunks_equal_the_full_forward(case):
         assert_close(actual, expected, 1e-9)
 
 
+@pytest.mark.parametrize("name", ["attend_one_token_of_equal_rows", "attend_one_token"])
 @pytest.mark.parametrize("sort_net", ["keys", "index"])
-def test_steps_of_one_token_take_the_short_way_where_they_may(sort_net, monkeypatch):
+def test_steps_of_one_token_take_the_short_way_where_they_may(sort_net, name, monkeypatch):
     """Not where a cache holds tensors of inference mode, or a graph needs them as they are."""
     taken = []
-    short_way = token_attention_sinkhorn.attend_one_token
-    monkeypatch.setattr(
-        token_attention_sinkhorn, "attend_one_token", lambda *args: taken.append(1) or short_way(*args)
-    )
+    short_way = getattr(token_attention_sinkhorn, name)
+    monkeypatch.setattr(token_attention_sinkhorn, name, lambda *args: taken.append(1) or short_way(*args))
     model = make(f"token-{sort_net}", SinkhornForCausalLM, is_decoder=True, num_sink_blocks=1, sinkhorn_iterations=0)
-    ids = tokens(2, 29)
-    expected = model(ids, use_cache=False).logits
+    ids, mask = tokens(2, 29), None
+    if name == "attend_one_token":  # rows of different lengths
+        mask = torch.ones_like(ids)
+        mask[0, :3] = 0
+    real = slice(None) if mask is None else mask[:, 23:].bool()
+    expected = model(ids, attention_mask=mask, use_cache=False).logits[:, 23:][real]
     for mode, steps in ((torch.no_grad, 6), (torch.inference_mode, 5)):  # the first step replaces the states
         cache = make_cache(model, False)
         taken.clear()
         with mode():
-            model(ids[:, :23], cache=cache)
+            model(ids[:, :23], attention_mask=None if mask is None else mask[:, :23], cache=cache)
         with torch.no_grad():
-            assert_close(in_chunks(model, ids[:, 23:], None, [1], cache), expected[:, 23:], 1e-9)
+            assert_close(in_chunks(model, ids, mask, [1], cache, first=23)[real], expected, 1e-9)
         assert len(taken) == steps * len(model.model.layers)
     cache = make_cache(model, False)
     model(ids[:, :23], cache=cache).logits.sum().backward()

@@ -57,7 +57,10 @@ def test_label_smoothing_of_a_causal_model_does_not_teach_it_to_copy(tmp_path, m
     Dataset.from_dict({"text": texts}).to_json(tmp_path / "train.jsonl")
     flags = ["--train_file", tmp_path / "train.jsonl", "--block_size", "32", "--num_train_epochs", "2", "--use_cpu"]
     flags += ["--train_tokenizer_vocab_size", "300", "--learning_rate", "0.02", "--label_smoothing_factor", "0.1"]
-    flags += ["--config_overrides", "hidden_size=16,intermediate_size=24,num_attention_heads=2,block_size=8,num_hidden_layers=1"]
+    flags += [
+        "--config_overrides",
+        "hidden_size=16,intermediate_size=24,num_attention_heads=2,block_size=8,num_hidden_layers=1",
+    ]
     run_script(monkeypatch, "run_clm.py", "--output_dir", tmp_path / "out", *flags)
     scores = json.loads((tmp_path / "out" / "run.json").read_text())["models"]["this model"]["scores"]
     assert scores["validation"]["perplexity"] < 12

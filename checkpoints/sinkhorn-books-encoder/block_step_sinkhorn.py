@@ -1,0 +1,1 @@
+../../block_step_sinkhorn.py

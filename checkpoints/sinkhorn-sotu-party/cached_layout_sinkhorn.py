@@ -1,0 +1,1 @@
+../../cached_layout_sinkhorn.py
