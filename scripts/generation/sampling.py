@@ -34,6 +34,13 @@ class WriterArguments:
     prefill_chunk_size: int | None = field(
         default=4096, metadata={"help": "Tokens of the prompt read at once, to bound memory."}
     )
+    dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "float32, bfloat16, float16, or auto, that of the files; default: auto on a GPU, float32 on a CPU, "
+            "most of which take many times as long for half precision."
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the model."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the model."})
@@ -41,6 +48,8 @@ class WriterArguments:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"--max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if self.dtype not in (None, "float32", "bfloat16", "float16", "auto"):
+            raise UserError(f"--dtype must be float32, bfloat16, float16 or auto, got {self.dtype}.")
 
 
 def settings(args: WriterArguments, model: PreTrainedModel) -> dict[str, float]:
@@ -74,8 +83,10 @@ def open_writer(args: WriterArguments) -> tuple[PreTrainedModel, PreTrainedToken
             f"--model_name_or_path: {args.model_name_or_path} reads in both directions and cannot write; name a "
             "causal model, as run_clm.py makes them."
         )
-    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, **hub).eval()
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    has_gpu = torch.cuda.is_available()
+    dtype = args.dtype or ("auto" if has_gpu else "float32")
+    model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **hub).eval()
+    return model.to("cuda" if has_gpu else "cpu"), tokenizer
 
 
 def read_text(path: str) -> str:

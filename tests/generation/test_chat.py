@@ -14,7 +14,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from common.errors import UserError
 from generation.conversation import Conversation
+from generation.sampling import WriterArguments, open_writer
 from helpers import run_script, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornModel
 
@@ -170,3 +172,15 @@ def test_a_document_longer_than_the_training_is_told(folder, monkeypatch, capsys
     (folder / "long.txt").write_text(DOCUMENT * 40, encoding="utf-8")
     ask(monkeypatch, folder, "--document_file", folder / "long.txt", "--questions", "who?")
     assert "more than the" in capsys.readouterr().err
+
+
+def test_half_precision_is_widened_on_a_cpu(folder, monkeypatch):
+    """Most CPUs take many times as long for it."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU keeps the type of the files")
+    name = folder / "model"
+    SinkhornForCausalLM.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
+    assert open_writer(WriterArguments(str(name)))[0].dtype == torch.float32
+    assert open_writer(WriterArguments(str(name), dtype="auto"))[0].dtype == torch.bfloat16
+    with pytest.raises(UserError, match="--dtype must be float32, bfloat16, float16 or auto, got half"):
+        WriterArguments(str(name), dtype="half")

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from test_cache import in_chunks, make, make_cache
 
 import attention_sinkhorn
 from cached_layout_sinkhorn import layout_of_any_tokens, step_layout
@@ -12,7 +13,6 @@ from helpers import assert_close, tiny_config
 from layout_sinkhorn import LayoutInputs, fixed_length
 from modeling_sinkhorn import SinkhornForCausalLM
 from rotary_sinkhorn import SinkhornRotaryEmbedding
-from test_cache import in_chunks, make, make_cache
 
 
 HARD = {"sort_assignment": "hard"}
