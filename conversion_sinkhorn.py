@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 
 try:  # any package
     from .configuration_sinkhorn import SinkhornConfig
+    from .index_calibration_sinkhorn import index_projections
     from .modeling_sinkhorn import SinkhornForCausalLM
     from .validation_sinkhorn import KEY_SORT_NETS
 except ImportError:  # flat modules, as installed
     from configuration_sinkhorn import SinkhornConfig
+    from index_calibration_sinkhorn import index_projections
     from modeling_sinkhorn import SinkhornForCausalLM
     from validation_sinkhorn import KEY_SORT_NETS
 
@@ -75,8 +75,6 @@ WITHOUT_COUNTERPART = {
     "no_rope_layers": "every layer rotates its queries and keys here",
     "kv_lora_rank": "keys and values are not compressed here",
 }
-RECORDING = "sinkhorn_calibration"
-STEPS = 300  # of descent, from a start that is near
 
 
 class ConversionError(ValueError):
@@ -222,88 +220,3 @@ def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choice
     if source.generation_config is not None:
         model.generation_config = source.generation_config
     return model.eval()
-
-
-# The index ------------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornConfig) -> dict[str, Tensor]:
-    """The `index_proj` `(G, D, r)` of each layer that sorts, by its name in the state dict."""
-    moments = query_key_moments(source, tokens)
-    layers = [layer for layer, kind in enumerate(config.layer_types) if kind == "sinkhorn_attention"]
-    # All layers at once: one small problem after the other would take many times as long.
-    query, key = (torch.cat(parts) for parts in zip(*(moments[layer] for layer in layers)))
-    directions = index_directions(query, key, config.index_head_dim).to(source.dtype)
-    return {
-        f"model.layers.{layer}.self_attn.sort_net.index_proj": projection.clone()
-        for layer, projection in zip(layers, directions.split(config.num_key_value_heads))
-    }
-
-
-@torch.no_grad()
-def query_key_moments(source: PreTrainedModel, tokens: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-    """
-    Second moments `(G, D, D)` of the rotated queries and keys of each layer, in float64, as `source` reads `tokens`
-    `(B, L)`, one row at a time.
-    """
-    moments: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def record(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any):
-        grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # (1, G, r * L, D)
-        new = tuple(_second_moment(x[0]) for x in (grouped, key))
-        old = moments.get(module.layer_idx)
-        moments[module.layer_idx] = new if old is None else tuple(a + b for a, b in zip(old, new))
-        return sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-
-    AttentionInterface.register(RECORDING, record)
-    AttentionMaskInterface.register(RECORDING, sdpa_mask)
-    before, training = source.config._attn_implementation, source.training
-    source.set_attn_implementation(RECORDING)
-    source.eval()
-    try:
-        for row in tokens.to(source.device):
-            source.base_model(row.unsqueeze(0), use_cache=False)
-    finally:
-        source.set_attn_implementation(before)
-        source.train(training)
-    return moments
-
-
-def index_directions(query: Tensor, key: Tensor, width: int) -> Tensor:
-    """
-    `U` `(n, D, r)` of `n` heads for which `<U^T q, U^T k>` is nearest to `<q, k>` in the mean square, of queries and keys that are
-    drawn apart with these second moments `(n, D, D)`. Keys are not centred: a difference from their mean, and the mean,
-    which many tokens share, would need directions of their own.
-    """
-    query, key = (x / x.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None] for x in (query, key))
-    query_root, query_inverse = _roots(query)
-    key_root, _ = _roots(key)
-    # The first ones of the geometric mean of both moments: exact where they have the same axes.
-    between, _ = _roots(query_inverse @ key @ query_inverse)
-    start = torch.linalg.eigh(query_root @ between @ query_root)[1][..., -width:]
-    directions = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([directions], lr=0.01)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    whole = (query_root @ key_root).square().sum((1, 2))
-    identity = torch.eye(key.shape[-1], dtype=key.dtype, device=key.device)
-    with torch.enable_grad():
-        for _ in range(STEPS):
-            left = query_root @ (identity - directions @ directions.mT) @ key_root
-            optimizer.zero_grad()
-            (left.square().sum((1, 2)) / whole).sum().backward()
-            optimizer.step()
-            schedule.step()
-    return directions.detach().float()
-
-
-def _roots(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """The square root of symmetric matrices `(n, D, D)`, and its inverse."""
-    values, axes = torch.linalg.eigh(moments)
-    values = values.clamp(min=1e-9).sqrt()
-    return (axes * values.unsqueeze(1)) @ axes.mT, (axes / values.unsqueeze(1)) @ axes.mT
-
-
-def _second_moment(x: Tensor) -> Tensor:
-    x = x.double()
-    return x.mT @ x / x.shape[1]

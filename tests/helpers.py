@@ -16,7 +16,7 @@ from configuration_sinkhorn import SinkhornConfig
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPTS = ROOT / "scripts"
 # Modules that use the model, and that no model needs.
-BESIDE_THE_MODEL = {"conversion_sinkhorn", "interface_sinkhorn"}
+BESIDE_THE_MODEL = {"conversion_sinkhorn", "index_calibration_sinkhorn", "interface_sinkhorn"}
 SORTING_LAYERS = ("sinkhorn_attention", "sortcut_attention", "mixture_attention")
 ALL_LAYERS = (*SORTING_LAYERS, "local_attention", "full_attention")
 # What a tiny configuration needs so that every token, or every block, chooses by any scorer.

@@ -1,6 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """Converted models are the models that they were made from: each family, every kind of rotation, refusals in words."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,16 +17,20 @@ from transformers import (
     Qwen3Config,
 )
 
-import conversion_sinkhorn
-from conversion_sinkhorn import (
-    ConversionError,
-    convert,
-    converted_config,
+import index_calibration_sinkhorn
+from conversion_sinkhorn import ConversionError, convert, converted_config
+from helpers import assert_close
+from index_calibration_sinkhorn import (
+    Recorded,
+    divergence,
+    far_shares,
+    fit_to_shares,
     index_directions,
     index_projections,
-    query_key_moments,
+    record,
+    repeat_passages,
+    second_moments,
 )
-from helpers import assert_close
 
 
 SIZES = {
@@ -82,7 +89,8 @@ def text(rows: int = 1, length: int = 61) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """What an index holds is tested apart."""
-    monkeypatch.setattr(conversion_sinkhorn, "STEPS", 2)
+    monkeypatch.setattr(index_calibration_sinkhorn, "STEPS", 2)
+    monkeypatch.setattr(index_calibration_sinkhorn, "FIT_STEPS", 2)
 
 
 @pytest.fixture(scope="module", params=SOURCES)
@@ -156,19 +164,89 @@ def test_half_precision_is_kept():
 # The index ------------------------------------------------------------------------------------------------------------
 
 
-def test_moments_are_those_of_rotated_queries_and_keys():
+def test_rotated_queries_and_keys_are_recorded():
     source, tokens = make(SOURCES["qwen3"]), text(2)
-    same, seen = convert(source, **FULL), {}
+    same, seen = convert(source, **FULL), []
     attention = same.model.layers[1].self_attn
     attend = attention.attend
-    attention.attend = lambda query, key, *rest, **kw: seen.update(q=query, k=key) or attend(query, key, *rest, **kw)
-    same(tokens)
-    query, key = query_key_moments(source, tokens)[1]
-    queries = seen["q"].double().unflatten(2, (2, 2)).permute(2, 0, 1, 3, 4).flatten(1, 3)  # (G, B * L * r, D)
-    keys = seen["k"].double().transpose(0, 1).flatten(1, 2)
-    for found, vectors in ((query, queries), (key, keys)):
-        expected = vectors.mT @ vectors / vectors.shape[1]
-        assert_close(found / found.norm(), expected / expected.norm())
+    attention.attend = lambda query, key, *rest, **kw: seen.append((query, key)) or attend(query, key, *rest, **kw)
+    for row in tokens:
+        same(row[None])
+    rows = record(source, tokens, converted_config(source.config, **BLOCKS), torch.Generator().manual_seed(0))[1]
+    for row, (query, key) in zip(rows, seen, strict=True):
+        assert_close(row.key, key[0])
+        assert sorted(row.place.tolist()) == list(range(12, 61))  # one sink, two local blocks
+        assert_close(row.query.flatten(0, 1), query[0].transpose(0, 1)[:, row.place])
+    query, key = second_moments(rows)
+    keys = torch.cat([key for _, key in seen], dim=2)[0].double()
+    queries = torch.cat([row.query.flatten(0, 1) for row in rows], dim=1).double()
+    assert_close(key, torch.stack([sum(torch.outer(x, x) for x in head) / len(head) for head in keys]))
+    both = queries.unflatten(0, (2, 2)).flatten(1, 2)
+    assert_close(query, torch.stack([sum(torch.outer(x, x) for x in head) / len(head) for head in both]))
+
+
+def test_passages_are_repeated():
+    tokens = torch.arange(800).view(2, 400)
+    rows = repeat_passages(tokens, torch.Generator().manual_seed(0))
+    assert torch.equal(rows[:, :267], tokens[:, :267]) and rows.shape == tokens.shape
+    for row, start in zip(rows, (0, 400)):
+        assert set(row[267:].tolist()) <= set(range(start, start + 267))
+        assert 133 / 64 - 1 < (row[267:].diff() != 1).sum() <= 133 / 8  # passages of 8 to 64 tokens
+
+
+def test_shares_of_far_blocks_are_those_of_plain_loops():
+    config = converted_config(SOURCES["llama"], num_local_blocks=2, num_sink_blocks=1, **BLOCKS)
+    query, key = torch.randn(2, 3, 5, 6), torch.randn(2, 22, 6)
+    place = torch.tensor([21, 3, 12, 16, 20])
+    shares = far_shares(query, key, place, config)
+    assert shares.shape == (2, 5, 6)
+    for head, (number, t) in itertools.product(range(2), enumerate(place.tolist())):
+        expected = [0.0] * 6
+        for one in range(3):
+            scores = [(query[head, one, number] @ key[head, s]).item() / config.head_dim**0.5 for s in range(t + 1)]
+            total = sum(map(math.exp, scores))
+            for s, score in enumerate(scores):
+                if 1 <= s // 4 <= t // 4 - 2:
+                    expected[s // 4] += math.exp(score) / total / 3
+        assert shares[head, number].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_divergence_is_that_of_the_formula():
+    aim, found = (
+        torch.tensor([[[0.0, 0.1, 0.3], [0.0, 0.0, 0.0]]]),
+        torch.tensor([[[0.0, 0.5, 0.25], [0.0, 0.1, 0.1]]]),
+    )
+    expected = 0.1 * math.log(0.25 / (2 / 3)) + 0.3 * math.log(0.75 / (1 / 3))
+    assert divergence(aim, found)[0].tolist() == pytest.approx([expected, 0.0])
+    assert divergence(aim, aim).abs().max() < 1e-6
+
+
+def test_a_fitted_index_finds_what_is_lost_in_products(monkeypatch):
+    """One direction has large products, which are the same for all keys, and so change no share."""
+    monkeypatch.setattr(index_calibration_sinkhorn, "STEPS", 100)
+    monkeypatch.setattr(index_calibration_sinkhorn, "FIT_STEPS", 200)
+    config, generator = converted_config(SOURCES["llama"], **BLOCKS), torch.Generator().manual_seed(0)
+
+    def row():
+        query, key = torch.randn(2, 2, 40, 4, generator=generator), torch.randn(2, 60, 4, generator=generator)
+        key[..., 0], key[..., 2:] = 4, 0
+        return Recorded(query * 2, key * 2, torch.randint(20, 60, (40,), generator=generator))
+
+    *rows, other = (row() for _ in range(4))
+    start = index_directions(*second_moments(rows), 1)
+    fitted = fit_to_shares(start, rows, config, generator)
+    aim = far_shares(other.query, other.key, other.place, config)
+    left = []
+    for directions in (start, fitted):
+        found = far_shares(other.query @ directions.unsqueeze(1), other.key @ directions, other.place, config)
+        left.append(divergence(aim, found).mean().item())
+    assert left[1] < left[0] / 4
+
+
+def test_a_text_without_a_block_to_choose_is_enough(source):
+    config = converted_config(source.config, index_head_dim=4)  # blocks of 64
+    (layer, *_) = index_projections(source, text(1, 70), config).values()
+    assert layer.isfinite().all()
 
 
 def test_directions_keep_products_of_queries_and_keys(monkeypatch):
@@ -181,7 +259,7 @@ def test_directions_keep_products_of_queries_and_keys(monkeypatch):
         return ((query @ directions.double()) @ (key @ directions.double()).mT - products).square().mean().item()
 
     start = left(index_directions(*moments, 4))
-    monkeypatch.setattr(conversion_sinkhorn, "STEPS", 300)
+    monkeypatch.setattr(index_calibration_sinkhorn, "STEPS", 300)
     found = left(index_directions(*moments, 4))
     assert found < start < products.square().mean()
     assert found < left(torch.linalg.eigh(moments[1])[1][..., -4:])
