@@ -55,12 +55,14 @@ def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornC
     # All layers at once: one small problem after the other would take many times as long.
     moments = zip(*(second_moments(recorded[layer]) for layer in layers))
     directions = index_directions(*map(torch.cat, moments), config.index_head_dim).split(config.num_key_value_heads)
-    return {
-        f"model.layers.{layer}.self_attn.sort_net.index_proj": fit_to_shares(
-            start, recorded[layer], config, generator
-        ).to(source.dtype)
-        for layer, start in zip(tqdm(layers, desc="Calibrating the index"), directions)
-    }
+    projections = {}
+    for layer, start in zip(tqdm(layers, desc="Calibrating the index"), directions):
+        fitted = fit_to_shares(start, recorded[layer], config, generator).to(source.dtype)
+        # A tensor of its own, as files need it.
+        projections[f"model.layers.{layer}.self_attn.sort_net.index_proj"] = fitted.clone(
+            memory_format=torch.contiguous_format
+        )
+    return projections
 
 
 def repeat_passages(tokens: Tensor, generator: torch.Generator) -> Tensor:

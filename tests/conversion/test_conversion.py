@@ -245,8 +245,9 @@ def test_a_fitted_index_finds_what_is_lost_in_products(monkeypatch):
 
 def test_a_text_without_a_block_to_choose_is_enough(source):
     config = converted_config(source.config, index_head_dim=4)  # blocks of 64
-    (layer, *_) = index_projections(source, text(1, 70), config).values()
-    assert layer.isfinite().all()
+    for projection in index_projections(source, text(1, 70), config).values():
+        assert projection.isfinite().all() and projection.is_contiguous()
+        assert projection.untyped_storage().nbytes() == projection.nbytes
 
 
 def test_directions_keep_products_of_queries_and_keys(monkeypatch):
