@@ -11,10 +11,10 @@ from evaluation.cost import measure
 from evaluation.models import Candidate, description, keys_read, load
 from evaluation.results import Results
 from evaluation.scoring import answer_scores, nats_by_position
-from evaluation.tasks import TASKS, make_prompt
+from evaluation.tasks import RETRIEVAL, make_prompt
 
 
-ALL_TASKS = ("perplexity", *TASKS, "cost")
+ALL_TASKS = ("perplexity", *RETRIEVAL, "cost")
 CHARACTERS_PER_TOKEN = 8  # more than any text here has, so that texts are long enough
 
 
@@ -33,7 +33,7 @@ class Measures(NamedTuple):
         names = []
         if "perplexity" in self.tasks:
             names += [f"perplexity/{self.lengths[-1]}/{number}" for number in range(len(self.texts))]
-        for task in (task for task in self.tasks if task in TASKS):
+        for task in (task for task in self.tasks if task in RETRIEVAL):
             names += [
                 f"{task}/{n}/{depth}/{seed}"
                 for n in self.lengths

@@ -5,9 +5,11 @@ something hidden in them, the question, and the answer.
 
 `passkey`: one number in sentences that repeat. In prose: `keys`, one number asked for among several of other names;
 `values`, all numbers of one name; `variables`, names that are set to others, of which all with one value are asked for.
+`quote` hides nothing: it gives some words of the prose, and asks for those that follow them there.
 """
 
 import random
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -73,22 +75,29 @@ TASKS: dict[str, Callable[[random.Random], Hidden]] = {
 }
 
 
+RETRIEVAL = (*TASKS, "quote")
+GIVEN_WORDS, ASKED_WORDS, QUOTE_TOKENS = 8, 4, 160  # of a quote; and the most tokens of its question and answer
+WORD = re.compile(r"\S+")
+
+
 def make_prompt(
     task: str, tokenizer: PreTrainedTokenizerBase, length: int, depth: float, seed: int, prose: str
 ) -> Prompt:
     """
     Args:
         length: tokens of prompt and answer together.
-        depth: where the first sentence stands, from 0, the start, to 1; the others come at random places after it, and
-            with `keys` anywhere.
+        depth: where the first sentence stands, or the words of a quote, from 0, the start, to 1; other sentences come at
+            random places after it, and with `keys` anywhere.
         prose: the text around what is hidden; `passkey` has one of its own.
 
     Raises:
         UserError: the length is too small for the task.
     """
     rng = random.Random(f"{task} {length} {depth} {seed}")
-    hidden = TASKS[task](rng)
     start = [] if tokenizer.bos_token_id is None or not _adds_start(tokenizer) else [tokenizer.bos_token_id]
+    if task == "quote":
+        return _quote(rng, tokenizer, length, depth, prose, start)
+    hidden = TASKS[task](rng)
     question, answer = _question_and_answer(tokenizer, "\n\n" + hidden.question, hidden.answer)
     sentences = [_tokens(tokenizer, f"\n{text}\n") for text in hidden.sentences]
     room = length - len(start) - len(question) - len(answer) - sum(map(len, sentences))
@@ -108,6 +117,33 @@ def make_prompt(
         tokens += text[done:place] + sentence
         done = place
     return Prompt(tokens + text[done:] + question, answer)
+
+
+def _quote(
+    rng: random.Random, tokenizer: PreTrainedTokenizerBase, length: int, depth: float, prose: str, start: list[int]
+) -> Prompt:
+    room = length - len(start) - QUOTE_TOKENS
+    text = _tokens(tokenizer, prose[: 12 * max(length, 0)])
+    if room < 32 or len(text) < length:
+        raise UserError(
+            f"--lengths {length}: 'quote' needs at least {QUOTE_TOKENS + 33} tokens, and a text of {length}, which has "
+            f"{len(text)}."
+        )
+    read = tokenizer.decode(text[:room])
+    words = list(WORD.finditer(read))[:-1]  # the last one may be cut
+    last = len(words) - GIVEN_WORDS - ASKED_WORDS
+    # The words that are nearest to the depth, a little before or after it, of those that stand in the text once.
+    wanted = depth * last + rng.uniform(-20, 20)
+    for first in sorted(range(max(last, 0)), key=lambda place: abs(place - wanted)):
+        given = read[words[first].start() : words[first + GIVEN_WORDS - 1].end()]
+        if read.count(given) > 1:
+            continue
+        end = words[first + GIVEN_WORDS + ASKED_WORDS - 1].end()
+        answer = read[words[first].start() + len(given) : end]
+        question, answer = _question_and_answer(tokenizer, f'\n\nThe text above says: "{given}', answer)
+        if len(question) + len(answer) <= QUOTE_TOKENS:
+            return Prompt(start + text[: length - len(start) - len(question) - len(answer)] + question, answer)
+    raise UserError(f"--lengths {length}: no {GIVEN_WORDS} words stand in the text once.")
 
 
 def _question_and_answer(

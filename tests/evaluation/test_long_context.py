@@ -55,6 +55,27 @@ def folders(tmp_path, tiny_tokenizer) -> tuple[Path, Path]:
 # Prompts --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
+def test_a_quote_goes_on_as_the_text_does(tiny_tokenizer, depth):
+    text = " ".join(f"{word} of {number}" for number, word in enumerate(PROSE.split()[:400]))
+    prompt = make_prompt("quote", tiny_tokenizer, 900, depth, 0, text)
+    assert len(prompt.tokens) + len(prompt.answer) == 900
+    read, _, given = tiny_tokenizer.decode(prompt.tokens).rpartition('\n\nThe text above says: "')
+    assert read.count(given) == 1 and len(given.split()) == 8
+    answer = tiny_tokenizer.decode(prompt.answer)
+    place = read.index(given)
+    assert read[place + len(given) :].lstrip().startswith(answer.strip()) and len(answer.split()) == 4
+    assert abs(place / len(read) - depth) < 0.25
+    assert prompt != make_prompt("quote", tiny_tokenizer, 900, depth, 1, text)
+
+
+def test_a_quote_needs_words_that_stand_there_once(tiny_tokenizer):
+    with pytest.raises(UserError, match="no 8 words stand in the text once"):
+        make_prompt("quote", tiny_tokenizer, 300, 0.5, 0, "peace " * 2000)
+    with pytest.raises(UserError, match="'quote' needs at least 193 tokens"):
+        make_prompt("quote", tiny_tokenizer, 100, 0.5, 0, PROSE)
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("depth", [0, 0.5, 1])
 def test_prompts_have_the_length_and_depth_asked_for(task, depth, tiny_tokenizer):
