@@ -50,12 +50,11 @@ def formula(query, key, value, tables, sorted_blocks, mask, scaling):
 SIZES = [(1, 1, 4, 2, 2, 4), (2, 5, 8, 4, 2, 6), (2, 7, 2, 3, 1, 2)]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("shared_tables", [False, True])
-def test_equals_the_formula(sizes, kind, masked, shared_tables, monkeypatch):
-    monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 2 * sizes[2])
+def attention_case(sizes, kind, num_gathered, shared_tables):
+    """
+    Random rotary tables; what gradients are asked of: queries, keys, values and what is sorted next to them; the latter
+    as `block_attention` takes it; and how many blocks that are.
+    """
     torch.manual_seed(0)
     batch, blocks, b, heads, groups, width = sizes
     query, (key, value) = (
@@ -69,10 +68,22 @@ def test_equals_the_formula(sizes, kind, masked, shared_tables, monkeypatch):
         sorted_blocks, num_sorted = MixedBlocks(*mixed, tables[1]), 1
         inputs += mixed
     elif kind == "gathered":
-        num_sorted = 3
+        num_sorted = num_gathered
         index = torch.randint(blocks, (batch, groups, blocks, num_sorted))
         sorted_blocks = GatheredBlocks(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
         inputs.append(sorted_blocks.weight)
+    return tables, inputs, sorted_blocks, num_sorted
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("shared_tables", [False, True])
+def test_equals_the_formula(sizes, kind, masked, shared_tables, monkeypatch):
+    monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 2 * sizes[2])
+    batch, blocks, b, heads, groups, width = sizes
+    tables, inputs, sorted_blocks, num_sorted = attention_case(sizes, kind, 3, shared_tables)
+    query, key, value, *_ = inputs
     mask = None
     if masked:
         mask = torch.rand(batch, blocks, groups, b, (num_sorted + 1) * b) < 0.7

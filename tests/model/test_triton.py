@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from packaging.version import Version
-from test_block_attention import formula, random, rotation
+from test_block_attention import attention_case, formula, rotation
 
 import attention_sinkhorn
 import balancing_sinkhorn
 import block_attention_sinkhorn
 import sorting_sinkhorn
-from block_attention_sinkhorn import GatheredBlocks, MixedBlocks
 from helpers import assert_close, in_pairs, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
 
@@ -115,24 +114,9 @@ KINDS, MASKS = ["nothing", "mixed", "gathered"], ["no", "keys", "queries"]
     ],
 )
 def test_block_attention(sizes, kind, masked):
-    shared_tables = masked == "keys"
-    torch.manual_seed(0)
     batch, blocks, b, heads, groups, width = sizes
-    query, (key, value) = (
-        random(batch, blocks, b, heads, width),
-        (random(batch, groups, blocks, b, width) for _ in "kv"),
-    )
-    tables = [rotation(1 if shared_tables else batch, blocks, b, width) for _ in range(2)]
-    inputs, sorted_blocks, num_sorted = [query, key, value], None, 0
-    if kind == "mixed":
-        mixed = [random(batch, groups, blocks, b, width) for _ in "kv"]
-        sorted_blocks, num_sorted = MixedBlocks(*mixed, tables[1]), 1
-        inputs += mixed
-    elif kind == "gathered":
-        num_sorted = 2
-        index = torch.randint(blocks, (batch, groups, blocks, num_sorted))
-        sorted_blocks = GatheredBlocks(index, torch.ones(index.shape, dtype=torch.float64, requires_grad=True))
-        inputs.append(sorted_blocks.weight)
+    tables, inputs, sorted_blocks, num_sorted = attention_case(sizes, kind, 2, shared_tables=masked == "keys")
+    query, key, value, *_ = inputs
     mask = None
     if masked == "keys":
         mask = torch.rand(batch, blocks, 1, 1, (num_sorted + 1) * b) < 0.7
