@@ -36,6 +36,7 @@ from benchmarking.extras import (
     minimum_rounds,
     packing_gain,
 )
+from benchmarking.limits import limits, limits_table
 from benchmarking.memory import Task, peak_memory
 from benchmarking.models import FLOOR, FULL_ATTENTION, PEERS, SINKHORN_SOFT, SINKHORN_VARIANTS, make_model, model_names
 from benchmarking.parity import check_all
@@ -85,6 +86,8 @@ def main() -> None:
             for name, cell in measure_length(length, arguments, record["rows"], deadline).items():
                 record["rows"][name][str(length)] = cell
             write_json(arguments.results, record)
+    if arguments.device == "cpu" and arguments.dtype == "float32":
+        record["limits"] = limits(record["rows"], sorted(arguments.lengths))
     record |= extras(arguments, record["rows"], deadline) | conclusions(record["rows"]) | {"complete": True}
     write_json(arguments.results, record)
     report(record, sorted(arguments.lengths))
@@ -287,6 +290,8 @@ def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float)
 def report(record: dict[str, Any], lengths: list[int]) -> None:
     for kind in PASSES:
         print(f"\n{table(record['rows'], lengths, kind)}")
+    if record.get("limits"):
+        print(f"\n{limits_table(record['limits'], record['rows'], lengths)}")
     print()
     for name, found in record["crossover"].items():
         if found["measured"] is None:
