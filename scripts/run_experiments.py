@@ -29,6 +29,7 @@ from experiments.running import check_choice, is_done, outcomes
 
 
 ROOT = Path(__file__).resolve().parents[1]
+TIME_IS_UP = 75  # the status where runs are left for the next call: EX_TEMPFAIL of sysexits.h
 STUDIES = {"routing": routing.main, "interventions": interventions.main}
 
 
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Time is up: {interrupted} runs are left. The same command resumes them.")
     if failed:
         print(f"Failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed else TIME_IS_UP if interrupted else 0
 
 
 if __name__ == "__main__":

@@ -433,7 +433,7 @@ def test_an_interrupted_run_goes_on_to_the_same_end(tiny, tmp_path, monkeypatch,
 
 
 def test_checkpoints_of_other_settings_are_left_alone(tiny, tmp_path):
-    assert tiny("--only", "soft", "--seeds", "0", "--time_limit_minutes", "0.0001") == 0
+    assert tiny("--only", "soft", "--seeds", "0", "--time_limit_minutes", "0.0001") == run_experiments.TIME_IS_UP
     before = plan.all_runs(["tiny"], "full", models=["soft"], seeds=[0])[0]
     path = tmp_path / "configs" / "tiny.yaml"
     path.write_text(path.read_text().replace("hidden_size: 16", "hidden_size: 32"))
@@ -474,7 +474,7 @@ def test_a_model_served_otherwise_is_scored_in_the_same_type(tiny, tmp_path, mon
 
 
 def test_the_time_limit_leaves_a_checkpoint(tiny, tmp_path, capsys):
-    assert tiny("--only", "soft", "--seeds", "0,1", "--time_limit_minutes", "0.0001") == 0
+    assert tiny("--only", "soft", "--seeds", "0,1", "--time_limit_minutes", "0.0001") == run_experiments.TIME_IS_UP
     assert "Time is up: 2 runs are left" in capsys.readouterr().out
     assert not records_in(tmp_path / "results")
     assert tiny("--only", "soft", "--seeds", "0,1") == 0
