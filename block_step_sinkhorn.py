@@ -63,10 +63,10 @@ def attend_in_block(
     cached = layout.cached
     rotated = projected.rotated(layout.tables)
     key = projected.key if attention.mixes_keys else rotated.key
-    cache.append_one(key.flatten(0, 2), projected.value.flatten(0, 2), cached)
+    inputs = projected.inputs.flatten(0, 2) if attention.sorts else None
+    cache.append_one(key.flatten(0, 2), projected.value.flatten(0, 2), cached, inputs)
     keys, values = [], []
     if attention.sorts:
-        cache.append_one_input(projected.inputs.flatten(0, 2), cached)
         keys.append(cache.sorted_key.squeeze(1))
         values.append(cache.sorted_value.squeeze(1))
     for slots, table_slots in _always_read(attention, cached, cache.block_size):

@@ -35,16 +35,7 @@ BLOCK_STATES = (
     ("piece_keys", 2),
     ("recent_columns", 4),
 )
-OTHER_STATES = (
-    "counts",
-    "recent_inputs",
-    "first_kept",
-    "columns",
-    "open_row",
-    "sorted_key",
-    "sorted_value",
-    "sorted_mask",
-)
+OTHER_STATES = tuple("counts recent_inputs first_kept columns open_row sorted_key sorted_value sorted_mask".split())
 FILLED_BY_THE_MODEL = (
     "The cache of a layer that sorts is filled by the model's attention alone, as sorting needs more than keys and "
     "values: prefix tuning, and whatever else brings keys and values of its own, cannot be used with this model."
@@ -163,10 +154,10 @@ class BlockStates:
         first_kept = layout.latest_block - (self._num_recent_blocks(layout.num_tokens) - 1)
         self.keep("first_kept", torch.maximum(self.first_kept, first_kept))
 
-    def append_one(self, key: Tensor, value: Tensor, layout: CacheLayout) -> None:
+    def append_one(self, key: Tensor, value: Tensor, layout: CacheLayout, inputs: Tensor | None = None) -> None:
         """
         The same for one token `(B, G, D)` in each of equally long rows, in a block that is open and stays so: in place,
-        and `first_kept` stays what it is.
+        and `first_kept` stays what it is. With its `inputs` `(B, E)` where they are kept.
         """
         self.stored_keys.select(2, layout.equal_past).copy_(key)
         self.stored_values.select(2, layout.equal_past).copy_(value)
@@ -175,6 +166,9 @@ class BlockStates:
         self.keep("counts", layout.counts)
         self.cumulative_length += layout.num_tokens
         self._num_recent_blocks(layout.num_tokens)
+        if inputs is not None:
+            ring = self._ring("recent_inputs", layout, inputs.shape[-1], like=inputs)
+            self.recent_inputs.select(1, layout.equal_past % ring).copy_(inputs)
 
     def _write(self, name: str, state: Tensor, dim: int, index: Tensor, values: Tensor) -> None:
         """Writes `values` at `index` along `dim`, in place where no backward pass can need the state as it was."""
@@ -207,11 +201,6 @@ class BlockStates:
         if blocks.shape[2] != b:  # a step of one token
             blocks = blocks * (slot == layout.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
-
-    def append_one_input(self, inputs: Tensor, layout: CacheLayout) -> None:
-        """Stores the layer's input `(B, E)` where `append_one` stored the key."""
-        ring = self._ring("recent_inputs", layout, inputs.shape[-1], like=inputs)
-        self.recent_inputs.select(1, layout.equal_past % ring).copy_(inputs)
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
         """Blocks in the ring of recent inputs, with new tokens. While recording, none is dropped until a `crop`."""
