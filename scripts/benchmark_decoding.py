@@ -6,7 +6,7 @@ interleaved in one process.
 
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding_batch8.json --batch_size 8 \
-        --contexts 1024 4096 16384
+        --rounds 3 --contexts 1024 4096
     python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
 
 A round decodes one block of tokens, so every figure includes one sorting pass; the step that opens the block, which makes
