@@ -233,16 +233,10 @@ def each_token() -> dict[str, Any]:
 
 
 def conversion() -> dict[str, Any]:
-    """
-    SmolLM2 as it was, converted, and with a window: perplexity, and what is found. From all files about it; what is in
-    several is that of `smollm2.json`.
-    """
+    """SmolLM2 as it was, converted, and with a window: perplexity, and what is found."""
     names = {"source": "as it was", "index": "converted", "window": "window"}
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for path in sorted((ROOT / "results" / "conversion").glob("smollm2*.json"), reverse=True):
-        for name, values in read_results(f"conversion/{path.name}")["summary"].items():
-            found[name].update(values)
-    order = ["passkey", "keys", "values", "variables"]
+    found = read_results("conversion/smollm2.json")["summary"]
+    order = ["passkey", "keys", "values", "variables", "quote"]
 
     def place(task: str) -> tuple[int, int]:
         name, _, length = task.partition("/")
