@@ -143,7 +143,10 @@ def _quote(
         question, answer = _question_and_answer(tokenizer, f'\n\nThe text above says: "{given}', answer)
         if len(question) + len(answer) <= QUOTE_TOKENS:
             return Prompt(start + text[: length - len(start) - len(question) - len(answer)] + question, answer)
-    raise UserError(f"--lengths {length}: no {GIVEN_WORDS} words stand in the text once.")
+    raise UserError(
+        f"--lengths {length}: no {GIVEN_WORDS} words stand in the text once: give other texts, or "
+        "leave 'quote' out of --tasks."
+    )
 
 
 def _question_and_answer(

@@ -163,7 +163,7 @@ def test_names_of_candidates():
 
 def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
     text = tmp_path / "text.txt"
-    text.write_text(PROSE, encoding="utf-8")
+    text.write_text(" ".join(f"{word} {number}" for number, word in enumerate(PROSE.split())), encoding="utf-8")
     llama, ours = folders
     flags = ["--results", tmp_path / "long.json", "--texts_file", text, "--lengths", 300, 500, "--depths", 0.2, 0.8]
     flags += ["--seeds", 1, "--rounds", 1, "--plot", tmp_path / "long.png", "--models", f"source={llama}", ours]
