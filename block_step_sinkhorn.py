@@ -1,8 +1,8 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 A step of one token inside a block, as nearly all are in decoding: the same numbers as `cached_attention_sinkhorn.py`,
-in a third of the operations. What is sorted next to the open block is kept already, and all rows are equally long, so
-that what they read besides are slices of the cache.
+in fewer operations. What is sorted next to the open block is kept already, and all rows are equally long, so that what
+they read besides are slices of the cache.
 
 Shape letters as in `layout_sinkhorn.py`.
 """

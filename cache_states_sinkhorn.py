@@ -156,8 +156,8 @@ class BlockStates:
 
     def append_one(self, key: Tensor, value: Tensor, layout: CacheLayout, inputs: Tensor | None = None) -> None:
         """
-        The same for one token `(B, G, D)` in each of equally long rows, in a block that is open and stays so: in place,
-        and `first_kept` stays what it is. With its `inputs` `(B, E)` where they are kept.
+        `append` of one token `(B, G, D)` in each of equally long rows, in place; of its `inputs` `(B, E)` too, where
+        those are kept. `first_kept`, which they need, stays what it is: with them only inside a block that is open.
         """
         self.stored_keys.select(2, layout.equal_past).copy_(key)
         self.stored_values.select(2, layout.equal_past).copy_(value)
