@@ -319,16 +319,16 @@ def hard_assignment(sort_matrix: Tensor, candidates: Tensor, num_sorted_blocks: 
 
 def best_candidates(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
     """
-    The places `(B, G, n, number)` and values of the largest scores `(B, G, n, N)`, of those that are about equal the
-    first ones. Scores are not negative, except -1 where there is no candidate.
+    The places `(..., number)` and values of the largest scores `(..., N)`, of those that are about equal the first
+    ones. Scores are not negative, except -1 where there is no candidate.
     """
     num_blocks = scores.shape[-1]
     few = scores.numel() < 2**14 and number < num_blocks
     if few and scores.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing()):
         # In one step, unless the last of them has equals; that is found out without waiting for a device.
         values, places = scores.topk(number + 1)
-        last, next_one = values[..., -2], values[..., -1]
-        if not bool(((next_one >= last * (1 - TIE_TOLERANCE)) & (next_one >= 0)).any()):
+        rows = values.flatten(0, -2).tolist()  # so few are compared sooner in Python
+        if not any(row[-1] >= row[-2] * (1 - TIE_TOLERANCE) and row[-1] >= 0 for row in rows):
             return places[..., :-1], values[..., :-1]
     order = torch.arange(num_blocks, device=scores.device, dtype=torch.float32)  # half as wide as integers
     places, values = [], []

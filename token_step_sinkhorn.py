@@ -18,13 +18,13 @@ try:  # a folder on the Hub, or any package
     from .cached_attention_sinkhorn import CacheLayer
     from .layout_sinkhorn import BlockLayout, CacheLayout
     from .shares_sinkhorn import SMALLEST_SHARE
-    from .sorting_sinkhorn import TIE_TOLERANCE, best_candidates, gather_blocks
+    from .sorting_sinkhorn import best_candidates, gather_blocks
 except ImportError:  # flat modules, as installed
     from cache_states_sinkhorn import may_change_in_place
     from cached_attention_sinkhorn import CacheLayer
     from layout_sinkhorn import BlockLayout, CacheLayout
     from shares_sinkhorn import SMALLEST_SHARE
-    from sorting_sinkhorn import TIE_TOLERANCE, best_candidates, gather_blocks
+    from sorting_sinkhorn import best_candidates, gather_blocks
 
 
 def is_one_token(attention: nn.Module, query: Tensor, cache: CacheLayer, maps: bool, keeps_matrix: bool) -> bool:
@@ -91,7 +91,10 @@ def attend_one_token_of_equal_rows(
     else:
         shares = _shares_of_full_blocks(attention.sort_net, query, pieces, end, b)
         shares = shares.narrow(2, len(sinks), first_local - len(sinks))
-        chosen = _best_blocks(shares, config.num_sorted_blocks, config.sinkhorn_temperature)
+        plan = shares.clamp_min_(SMALLEST_SHARE)
+        if config.sinkhorn_temperature != 1:
+            plan = plan ** (1 / config.sinkhorn_temperature)
+        chosen, _ = best_candidates(plan, config.num_sorted_blocks)
         if "always" not in layout.cached.shared:
             always = [*sinks, *range(first_local, num_blocks)]
             layout.cached.shared["always"] = chosen.new_tensor(always).expand(*chosen.shape[:2], -1)
@@ -104,22 +107,6 @@ def attend_one_token_of_equal_rows(
     key, value = key.to(query.dtype), value.to(query.dtype)
     output = nn.functional.scaled_dot_product_attention(query, key, value, scale=attention.scaling)
     return output.reshape(len(output), 1, 1, -1, output.shape[-1])
-
-
-def _best_blocks(shares: Tensor, number: int, temperature: float) -> Tensor:
-    """`(B, G, number)`: the blocks with the largest of `shares` `(B, G, N)`, of which there are more."""
-    plan = shares.clamp_min_(SMALLEST_SHARE)
-    if temperature != 1:
-        plan = plan ** (1 / temperature)
-    values, places = plan.topk(number + 1)
-    if plan.device.type == "cpu" and not _has_ties(values.flatten(0, 1).tolist()):
-        return places.narrow(-1, 0, number)
-    return best_candidates(plan.unsqueeze(2), number)[0].squeeze(2)
-
-
-def _has_ties(rows: list[list[float]]) -> bool:
-    """Whether the last of a row is about as large as the one before."""
-    return any(row[-1] >= row[-2] * (1 - TIE_TOLERANCE) for row in rows)
 
 
 def _keep_last_piece(sort_net: nn.Module, end: int, cache: CacheLayer) -> Tensor:
