@@ -8,6 +8,8 @@ keys read per token, time and memory. What the results file already has is not m
     python scripts/evaluate_long_context.py --results runs/long.json --models runs/smollm2 --tasks passkey cost \\
         --lengths 1024 4096 --depths 0.1 0.5 0.9 --seeds 5
 
+    python scripts/evaluate_long_context.py --results runs/long.json --models A B C --jobs 3  # each in a process of its own
+
 A model is LABEL=NAME?FIELD=VALUE,...: a folder or Hub model; the label and the changed fields may be left out. Perplexities
 of different tokenizers cannot be compared.
 """
@@ -18,6 +20,7 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from common.errors import UserError
+from evaluation.jobs import evaluate_apart
 from evaluation.models import default_device, parse_candidate
 from evaluation.report import draw, table
 from evaluation.results import Results
@@ -41,6 +44,10 @@ class EvaluationArguments:
     )
     text_column_name: str = field(default="text", metadata={"help": "Their column."})
     num_texts: int = field(default=10, metadata={"help": "Texts for perplexity at most."})
+    jobs: int = field(
+        default=1,
+        metadata={"help": "Models that are measured at a time, each in a process of its own; times need one."},
+    )
     rounds: int = field(default=3, metadata={"help": "Of each time, whose median is given."})
     plot: str | None = field(default=None, metadata={"help": "PNG file to draw."})
     dtype: str = field(
@@ -58,6 +65,10 @@ class EvaluationArguments:
             raise UserError(f"--tasks: {unknown[0]} is none of {', '.join(ALL_TASKS)}.")
         if min(self.lengths) < 64:
             raise UserError(f"--lengths must be at least 64, got {min(self.lengths)}.")
+        if self.jobs < 1:
+            raise UserError(f"--jobs must be at least 1, got {self.jobs}.")
+        if self.jobs > 1 and "cost" in self.tasks:
+            raise UserError("--jobs: times and memory are measured one model at a time; leave 'cost' out of --tasks.")
         if not all(0 <= depth <= 1 for depth in self.depths):
             raise UserError(f"--depths must be from 0 to 1, got {self.depths}.")
         self.lengths.sort()
@@ -71,8 +82,11 @@ def main() -> None:
     texts = long_texts(args.texts_file, args.text_column_name, args.num_texts, CHARACTERS_PER_TOKEN * args.lengths[-1])
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     results = Results(Path(args.results))
-    measures = Measures(args.tasks, args.lengths, args.depths, args.seeds, args.rounds, texts)
-    evaluate([(candidate, hub) for candidate in candidates], measures, results, args.dtype, args.device)
+    if args.jobs > 1:
+        evaluate_apart(candidates, args.models, results, args.jobs)
+    else:
+        measures = Measures(args.tasks, args.lengths, args.depths, args.seeds, args.rounds, texts)
+        evaluate([(candidate, hub) for candidate in candidates], measures, results, args.dtype, args.device)
     print(table(results.models))
     if args.plot:
         draw(results.models, Path(args.plot))

@@ -44,6 +44,9 @@ class Results:
 
     def put(self, label: str, case: str, value: dict[str, Any]) -> None:
         self.models[label]["measured"][case] = value
+        self.write()
+
+    def write(self) -> None:
         content = {"labels": list(self.models), "models": self.models, "summary": summary(self.models)}
         # Of a folder anywhere on this machine its name says enough.
         flags = [re.sub(r"(^|=)/[^?,]*/", r"\1", flag) for flag in command()]

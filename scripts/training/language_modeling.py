@@ -24,6 +24,7 @@ from transformers import (
 
 from common.errors import UserError
 from common.run_record import COMMIT, command, provenance, write_json, write_run
+from training.adapters import AdapterArguments, merge_and_save, with_adapters
 from training.checks import check_training
 from training.defaults import SmallModelTrainingArguments
 from training.flags import parse, training_flags
@@ -111,8 +112,12 @@ def causal_scores(loss: float, accuracy: float, tokens_per_byte: float) -> dict[
 
 def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_length: Callable = lambda *args: 1024):
     """The program. `chunk_length(*extra)` reads the length from the parsed extra arguments."""
-    model_args, data_args, training_args, *extra, given = parse(
-        ModelArguments, LanguageModelingDataArguments, LanguageModelingTrainingArguments, *extra_arguments
+    model_args, data_args, training_args, adapter_args, *extra, given = parse(
+        ModelArguments,
+        LanguageModelingDataArguments,
+        LanguageModelingTrainingArguments,
+        AdapterArguments,
+        *extra_arguments,
     )
     quiet_libraries()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
@@ -141,7 +146,7 @@ def main(objective: Objective, extra_arguments: tuple[type, ...] = (), chunk_len
             args.push_to_hub = False
         collator = objective.collator(tokenizer, *extra)
         records[name] = train_and_evaluate(
-            objective, model_args, args, variant, tokenizer, chunks, rates, collator, given
+            objective, model_args, args, adapter_args, variant, tokenizer, chunks, rates, collator, given
         )
     if training_args.process_index == 0:
         base_model = recorded_name(model_args.model_name_or_path)
@@ -206,6 +211,7 @@ def train_and_evaluate(
     objective: Objective,
     model_args: ModelArguments,
     args: LanguageModelingTrainingArguments,
+    adapter_args: AdapterArguments,
     config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     chunks: DatasetDict,
@@ -233,6 +239,8 @@ def train_and_evaluate(
     set_seed(args.seed)
     started, timer = time.time(), TrainingTimer()
     model = load_weights(model_args, objective.auto_class, config)
+    parameters, config = model.num_parameters(), model.config
+    model = with_adapters(model, adapter_args)
     trainer = Trainer(
         model=model,
         args=args,
@@ -249,7 +257,9 @@ def train_and_evaluate(
     )
     if args.do_train:
         train_and_save(trainer, given, checkpoint)
-    record = {"parameters": model.num_parameters(), "config": recorded_config(model.config), "scores": {}}
+        if adapter_args.use_peft:
+            model = trainer.model = merge_and_save(trainer, tokenizer)
+    record = {"parameters": parameters, "config": recorded_config(config), "scores": {}}
     record |= {"commit": COMMIT, "flags": training_flags(given)}
     record["train_seconds"] = round(timer.earlier + time.time() - started, 1)
     parts = [part for part in ("validation", "test") if part in chunks and (args.do_eval or args.do_predict)]

@@ -63,7 +63,7 @@ class Announcements(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
         if not state.is_world_process_zero:
             return
-        parameters = sum(weight.numel() for weight in model.parameters())
+        parameters = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
         device = args.device.type
         where = torch.cuda.get_device_name() if device == "cuda" else f"{device}, {torch.get_num_threads()} threads"
         processes = f", {args.world_size} processes" if args.world_size > 1 else ""

@@ -3,6 +3,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from configuration_sinkhorn import SinkhornConfig
 from evaluation import results, scoring
 from evaluation.models import keys_read, parse_candidate
 from evaluation.tasks import TASKS, make_prompt
-from helpers import run_script
+from helpers import SCRIPTS, run_script
 from modeling_sinkhorn import SinkhornForCausalLM
 
 
@@ -214,3 +216,29 @@ def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
 def test_refusals(flags, words, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=words):
         run_script(monkeypatch, "evaluate_long_context.py", "--models", "x", "--results", tmp_path / "a.json", *flags)
+
+
+@pytest.mark.slow  # processes of their own: a quarter of a minute
+def test_several_at_a_time_give_what_one_gives(folders, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{word} {number}" for number, word in enumerate(PROSE.split())), encoding="utf-8")
+    flags = ["--texts_file", text, "--lengths", 300, "--depths", 0.5, "--seeds", 1, "--tasks", "passkey", "perplexity"]
+    flags += ["--models", f"source={folders[0]}", folders[1], f"absent={tmp_path / 'absent'}"]
+    for models, jobs in ((2, 1), (2, 2), (3, 2)):
+        command = [sys.executable, SCRIPTS / "evaluate_long_context.py", "--results", tmp_path / f"{jobs}.json"]
+        command += [*flags[: len(flags) - 3 + models], "--jobs", jobs]
+        status = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert (status.returncode == 0) == (models == 2), status.stderr
+    assert "the measurement of absent failed" in status.stderr
+    one, two = (json.loads((tmp_path / f"{jobs}.json").read_text(encoding="utf-8")) for jobs in (1, 2))
+    assert two["labels"] == one["labels"] == ["source", "ours"]
+    assert two["models"] == one["models"] and two["summary"] == one["summary"]
+    # What failed is tried again, without what is there.
+    assert {path.name for path in (tmp_path / "2.parts").iterdir()} == {"0.json", "1.json"}
+
+
+def test_times_are_measured_alone(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="leave 'cost' out of --tasks"):
+        run_script(
+            monkeypatch, "evaluate_long_context.py", "--results", tmp_path / "x", "--models", "a", "b", "--jobs", 2
+        )

@@ -293,3 +293,54 @@ def test_bad_prompts(tmp_path, monkeypatch):
     ):
         with pytest.raises(SystemExit, match=words):
             run_script(monkeypatch, "run_generation.py", "--model_name_or_path", tmp_path, *flags)
+
+
+# Adapters -------------------------------------------------------------------------------------------------------------
+
+
+INDEX = ",sort_granularity=token,sort_net=index,sort_assignment=hard,index_head_dim=4,num_local_blocks=2"
+
+
+def test_adapters_and_the_index_are_trained_and_merged(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("peft")
+    data = ["--train_file", write_documents(tmp_path / "train.jsonl", 40), "--block_size", "64"]
+    base, out = tmp_path / "base", tmp_path / "out"
+    tiny = [flag + INDEX if "hidden_size" in flag else flag for flag in TINY]
+    run_script(monkeypatch, "run_clm.py", "--output_dir", base, *data, *tiny, "--max_steps", "1")
+    flags = [*data, "--model_name_or_path", base, "--use_cpu", "--use_peft", "--lora_r", "2", "--learning_rate", "0.1"]
+    flags += ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
+    capsys.readouterr()
+    run_script(monkeypatch, "run_clm.py", "--output_dir", out, *flags, "--save_steps", "2")
+    # Two layers: four projections of 16 x 16 and three of 16 x 24 with adapters, and an index of (2, 8, 4) numbers.
+    assert f"Training {2 * (4 * 2 * 32 + 3 * 2 * 40 + 2 * 8 * 4):,} parameters" in capsys.readouterr().out
+
+    before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (base, out))
+    weights = dict(before.named_parameters())
+    for name, weight in after.named_parameters():
+        changed = not torch.equal(weight, weights[name])
+        assert changed == any(part in name for part in ("_proj.", "index_proj")), name
+    # The folder has the complete model; its adapters, on the old one, give the same.
+    import peft
+
+    adapted = peft.PeftModel.from_pretrained(before, out / "adapter")
+    tokens = torch.arange(5, 105).unsqueeze(0)
+    torch.testing.assert_close(adapted(input_ids=tokens).logits, after(tokens).logits, rtol=1e-4, atol=1e-4)
+    assert not (out / "adapter_config.json").exists()
+    loss = json.loads((out / "run.json").read_text())["models"]["this model"]["log"][-1]["eval_loss"]
+    assert scores(out, "this model")["validation"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (("--lora_r", 0), "--lora_r must be at least 1"),
+        (("--lora_dropout", 1), "--lora_dropout must be from 0 to below 1"),
+        (("--use_peft", "--lora_target_modules", "magic"), "--lora_target_modules: .*magic"),
+    ],
+    ids=str,
+)
+def test_adapters_that_cannot_be(flags, words, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    data = ["--train_file", write_documents(tmp_path / "train.jsonl", 20), "--block_size", "32"]
+    with pytest.raises(SystemExit, match=words):
+        run_script(monkeypatch, "run_clm.py", "--output_dir", tmp_path / "out", *data, *TINY, *flags)
