@@ -1,0 +1,98 @@
+# Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
+"""`maintain.py encoders`: windows, the average over them, and runs that are there already."""
+
+import json
+import subprocess
+
+import pytest
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from maintenance import encoders
+from maintenance.windows import document_scores, windows_of
+
+
+PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "state", "of", "union", "##s", ",", "peace"]
+
+
+@pytest.fixture
+def tokenizer():
+    pieces = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(PIECES)}, unk_token="[UNK]"))
+    pieces.normalizer = normalizers.BertNormalizer()
+    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pieces.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=pieces, model_max_length=512, **special)
+
+
+def test_windows_end_with_words_and_leave_nothing_out(tokenizer):
+    text = "  The state, of\n the Unions  peace"  # eight tokens, of which the sixth and seventh are one word
+    assert windows_of(text, tokenizer, 5) == ["The state,", "of\n the", "Unions  peace"]
+    assert windows_of(text, tokenizer, 8) == ["The state, of\n the", "Unions  peace"]
+    assert windows_of(text, tokenizer, 100) == [text.strip()]
+    assert windows_of("unions", tokenizer, 3) == ["union", "s"]
+    assert windows_of(" ", tokenizer, 5) == [" "]
+    ids = [tokenizer(window, add_special_tokens=False)["input_ids"] for window in windows_of(text, tokenizer, 5)]
+    assert sum(ids, []) == tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_average_over_windows_is_that_by_hand(tmp_path):
+    # By document: 0: (.9 + .4 + .4) / 3 for a, though most windows say b; 1: b, wrongly; 2: c; 10: a, wrongly.
+    rows = [
+        ("0", "b", "a", 0.9, 0.1, 0.0),
+        ("0", "b", "a", 0.4, 0.6, 0.0),
+        ("1", "a", "a", 0.0, 1.0, 0.0),
+        ("0", "b", "a", 0.4, 0.6, 0.0),
+        ("2", "c", "c", 0.3, 0.1, 0.6),
+        ("2", "a", "c", 0.5, 0.1, 0.4),
+        ("10", "a", "b", 0.8, 0.1, 0.1),
+    ]
+    lines = ["index\tid\tprediction\tlabel\tp(a)\tp(b)\tp(c)"]
+    lines += ["\t".join(map(str, (number, *row))) for number, row in enumerate(rows)]
+    (tmp_path / "predict_results.tsv").write_text("\n".join(lines) + "\n")
+    scores = document_scores(tmp_path / "predict_results.tsv")
+    assert scores["accuracy"] == 2 / 4
+    assert scores["macro_f1"] == pytest.approx((1 / 2 + 0 + 1) / 3)  # a: one of two right, one of two found
+
+
+def test_all_seeds_have_the_same_unbalanced_periods():
+    for seed in (0, 1):
+        drawn = encoders.draw_addresses(seed)
+        counts = [drawn["train"]["period"][:].count(period) for period in encoders.PERIOD_SIZES]
+        assert counts == list(encoders.PERIOD_SIZES.values())
+        assert not set(drawn["train"]["text"][:]) & set(drawn["test"]["text"][:])
+
+
+def test_runs_end_to_end_and_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
+    for name, positions in (("short", 512), ("long", 600)):
+        config = BertConfig(
+            vocab_size=len(PIECES), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+            max_position_embeddings=positions
+        )  # fmt: skip
+        BertModel(config).save_pretrained(tmp_path / name)
+        tokenizer.model_max_length = positions
+        tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        *("--model_name_or_path", "short", "--long_model_name_or_path", "long", "--long_length", "600"),
+        *("--runs", "runs", "--results", "results.json", "--seeds", "1", "--tasks", "period", "--conditions"),
+    ]
+    few = ["--", "--max_steps", "1", "--max_train_samples", "8", "--max_eval_samples", "2", "--use_cpu"]
+    few += ["--max_predict_samples", "9"]
+    encoders.main([*flags, encoders.WINDOWS, *few])
+    done = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.WINDOWS]
+    folder = tmp_path / "runs" / "period-windows_of_512_averaged-1"
+    assert done["seeds"] == [1] and done["runs"][0]["scores"].keys() == {"this model", "by window"}
+    assert done["runs"][0]["scores"]["this model"] == document_scores(folder / "predict_results.tsv")
+    assert str(tmp_path) not in (tmp_path / "results.json").read_text()
+    assert not list(folder.rglob("*.safetensors"))
+
+    called = []
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: called.append(args))
+    encoders.main([*flags, encoders.WINDOWS, *few])
+    assert not called
+    assert json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.WINDOWS] == done
+    with pytest.raises(SystemExit, match="has other flags"):
+        encoders.main([*flags, encoders.WINDOWS, *few, "--learning_rate", "1"])
+    encoders.main(["--minutes", "0", *flags, encoders.FIRST, *few])
+    assert not called and "1 runs are left" in capsys.readouterr().out
