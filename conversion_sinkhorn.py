@@ -47,7 +47,7 @@ OPTIONAL = ("head_dim", "attention_bias", "mlp_bias")
 DEFAULTS = {
     "sort_granularity": "token",
     "sort_net": "index",
-    "index_head_dim": 16,
+    "index_head_dim": 32,
     "sort_assignment": "hard",
     "block_size": 64,
     "num_sorted_blocks": 8,

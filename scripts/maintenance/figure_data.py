@@ -233,29 +233,38 @@ def each_token() -> dict[str, Any]:
 
 
 def conversion() -> dict[str, Any]:
-    """SmolLM2 as it was, converted, and with a window: perplexity, and what is found."""
-    names = {"source": "as it was", "index": "converted", "window": "window"}
+    """SmolLM2 as it was, converted with several budgets, and with windows: perplexity, and what is found."""
     found = read_results("conversion/smollm2.json")["summary"]
-    order = ["passkey", "keys", "values", "variables", "quote"]
-
-    def place(task: str) -> tuple[int, int]:
-        name, _, length = task.partition("/")
-        return order.index(name), int(length)
-
-    tasks = sorted((task for task in found["source"] if task.partition("/")[0] in order), key=place)
-    deep = [task for task in tasks if task.startswith("passkey/")][-1]
-    source = found["source"]["perplexity"]
+    longer = read_results("conversion/smollm2_lengths.json")["summary"]
+    names = {
+        "source": "as it was",
+        "index of 32": "converted",
+        "index": "index of 16",
+        "keys": "means of keys",
+        "index, 4 blocks": "4 blocks, index of 16",
+        "window": "window",
+    }
+    source = longer["source"]["perplexity"]
+    tasks = [f"{task}/4096" for task in ("passkey", "keys", "values", "variables", "quote")]
+    lengths = ("1024", "2048", "4096", "8192")
     return {
         "perplexity": {
-            label: {end: round(value / source[end], 4) for end, value in found[name]["perplexity"].items()}
+            label: {end: round(longer[name]["perplexity"][end] / source[end], 4) for end in (*lengths, "all")}
             for name, label in names.items()
         },
-        f"depths of {deep}": {
-            label: {depth: round(values["given"], 4) for depth, values in found[name][deep]["depths"].items()}
+        "passkey": {
+            label: {
+                length: {
+                    depth: round(cell["given"], 4)
+                    for depth, cell in longer[name][f"passkey/{length}"]["depths"].items()
+                }
+                for length in lengths
+            }
             for name, label in names.items()
         },
         "found": {
-            label: {task: round(found[name][task]["given"], 4) for task in tasks} for name, label in names.items()
+            names[name]: {task: round(found[name][task]["given"], 4) for task in tasks}
+            for name in ("source", "index of 32", "window")
         },
     }
 

@@ -282,30 +282,36 @@ def draw_each_token(data: dict[str, Any]) -> plt.Figure:
 
 
 def draw_conversion(data: dict[str, Any]) -> plt.Figure:
-    (deep,) = (name for name in data if name.startswith("depths"))
-    tasks = len(next(iter(data["found"].values())))
-    figure, (perplexity, depths, found) = canvas(9, 3.2, columns=3, widths=[1, 1, max(1, 0.3 * tasks)])
-    colours = (ORANGE, BLUE, GREEN)
+    figure = plt.figure(figsize=(9, 5.4), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[3, 2])
+    perplexity, found = above.subplots(1, 2)
     more = {
         label: {end if end == "all" else f"to {int(end):,}": 100 * (value - 1) for end, value in values.items()}
         for label, values in list(data["perplexity"].items())[1:]
     }
-    bars(perplexity, more, colours[1:], "more perplexity than as it was, %")
-    perplexity.set_ylim(top=1.35 * perplexity.get_ylim()[1])
+    bars(perplexity, more, (BLUE, "tab:cyan", "tab:purple", "tab:olive", GREEN), "more perplexity than as it was, %")
     perplexity.set_xlabel("tokens", fontsize=7)
-    bars(depths, data[deep], colours, "digits right")
-    _, _, length = deep.partition("/")
-    depths.set_xlabel(f"depth of the passkey in {int(length):,} tokens", fontsize=7)
     lines = {
         label: {f"{name.partition('/')[0]}\n{int(name.partition('/')[2]):,}": value for name, value in values.items()}
         for label, values in data["found"].items()
     }
-    bars(found, lines, colours, "tokens of the answer right")
-    for panel in (perplexity, depths, found):
-        panel.legend(fontsize=7, loc="upper left")
-    for panel in (depths, found):
-        panel.set_ylim(0, 1.4)
-        panel.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    bars(found, lines, (ORANGE, BLUE, GREEN), "tokens of the answer right")
+    found.set_ylim(0, 1.35)
+    found.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    for panel in (perplexity, found):
+        panel.tick_params(labelsize=7)
+        panel.legend(fontsize=6.5, loc="upper left")
+    panels = below.subplots(1, len(data["passkey"]), sharey=True)
+    for panel, (label, by_length_and_depth) in zip(panels, data["passkey"].items()):
+        depths = list(next(iter(by_length_and_depth.values())))
+        cells = [[by_depth[depth] for by_depth in by_length_and_depth.values()] for depth in depths]
+        image = panel.imshow(cells, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        panel.set_title(label, fontsize=8)
+        panel.set_xticks(range(len(cells[0])), [f"{int(n) // 1024}k" for n in by_length_and_depth], fontsize=7)
+        panel.set_yticks(range(len(depths)), depths, fontsize=7)
+    panels[0].set_ylabel("depth of the passkey", fontsize=7)
+    below.supxlabel("tokens", fontsize=7)
+    below.colorbar(image, ax=panels, label="digits right").ax.tick_params(labelsize=7)
     figure.suptitle("Measured: SmolLM2-135M-Instruct, nothing trained, results/conversion/", fontsize=9)
     return figure
 
