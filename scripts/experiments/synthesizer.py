@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from configuration_sinkhorn import SinkhornConfig
@@ -44,25 +45,34 @@ class SynthesizerAttention(nn.Module):
         self, hidden_states: Tensor, layout: Layout, cache: None = None, **_: Any
     ) -> tuple[Tensor, None, None]:
         """`(B, L, E)` to `(B, L, E)`. There is no cache: a step would need no keys, but experiments take no steps."""
-        length, is_real = hidden_states.shape[1], layout.tokens.is_real
-        logits = self.logits(hidden_states)
-        may_see = torch.ones(length, length, dtype=torch.bool, device=logits.device)
-        may_see = may_see.tril() if self.is_decoder else may_see
-        if is_real is not None:
-            may_see = may_see & is_real[:, None, None]
-        weights = logits.masked_fill(~may_see, torch.finfo(logits.dtype).min).softmax(-1)
         value = self.v_proj(hidden_states).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return self.o_proj((weights.to(value.dtype) @ value).transpose(1, 2).flatten(-2)), None, None
+        mixed = self.mix(hidden_states, value, layout.tokens.is_real)
+        return self.o_proj(mixed.transpose(1, 2).flatten(-2)), None, None
 
-    def logits(self, hidden_states: Tensor) -> Tensor:
-        """`(B or 1, H, L, L)`: of each token for each position."""
-        length = hidden_states.shape[1]
-        if self.kind == "random":
-            return self.position_embeddings[None, :, :length, :length]
-        # A token alone does not know where it stands. The paper's model adds positions to its inputs; here they are
-        # added to what the logits are made from, as rotary positions turn what they are made from elsewhere.
-        hidden = self.hidden_proj(hidden_states + self.places[:length].to(hidden_states.dtype)).relu()
-        return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) @ self.position_embeddings[..., :length]
+    def mix(self, hidden_states: Tensor, value: Tensor, is_real: Tensor | None) -> Tensor:
+        """`value` `(B, H, L, D)`, mixed by the softmax of the logits over the places `(B, L)` that are real."""
+        batch, length = hidden_states.shape[:2]
+        if self.kind == "dense":
+            # A token alone does not know where it stands. The paper's model adds positions to its inputs; here they are
+            # added to what the logits are made from, as rotary positions turn what they are made from elsewhere.
+            hidden = self.hidden_proj(hidden_states + self.places[:length].to(hidden_states.dtype)).relu()
+            # Its logits are products, with the same keys whatever the text: what is fast for attention serves.
+            query = hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            key = self.position_embeddings[..., :length].mT.expand(batch, -1, -1, -1).to(query.dtype)
+            may_see = self.may_see(length, is_real, query.device) if is_real is not None else None
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask=may_see, is_causal=self.is_decoder and may_see is None, scale=1.0
+            )
+        logits = self.position_embeddings[None, :, :length, :length]
+        may_see = self.may_see(length, is_real, logits.device)
+        weights = logits.masked_fill(~may_see, torch.finfo(logits.dtype).min).softmax(-1)
+        return weights.to(value.dtype) @ value
+
+    def may_see(self, length: int, is_real: Tensor | None, device: torch.device) -> Tensor:
+        """`(L, L)`, or `(B, 1, L, L)` where some places are not real."""
+        may_see = torch.ones(length, length, dtype=torch.bool, device=device)
+        may_see = may_see.tril() if self.is_decoder else may_see
+        return may_see if is_real is None else may_see & is_real[:, None, None]
 
 
 def sinusoids(longest: int, width: int) -> Tensor:

@@ -49,15 +49,16 @@ def by_loops(attention, hidden_states, real):
     return attention.o_proj(outputs)
 
 
+@pytest.mark.parametrize("is_padded", [False, True])
 @pytest.mark.parametrize("is_decoder", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_attention_equals_loops(kind, is_decoder):
+def test_attention_equals_loops(kind, is_decoder, is_padded):
     model = make_model(f"synthesizer_{kind}", SMALL | {"is_decoder": is_decoder}, LONGEST, AutoModel, 0)
     attention, states = model.layers[0].self_attn, []
     attention.register_forward_hook(lambda module, inputs, outputs: states.append((inputs[0], outputs[0])))
     mask = torch.ones(2, 19, dtype=torch.long)
-    mask[1, 11:] = 0
-    model(torch.randint(3, 50, (2, 19)), attention_mask=mask)
+    mask[1, 11 if is_padded else 19 :] = 0
+    model(torch.randint(3, 50, (2, 19)), attention_mask=mask if is_padded else None)
     ((hidden_states, outputs),) = states
     for row in range(2):
         real = mask[row].bool()
@@ -71,8 +72,10 @@ def test_no_token_is_compared_with_another(kind):
     attention = model.layers[0].self_attn
     one, other = torch.randn(2, 1, 10, 32)
     other[:, 4] = one[:, 4]
-    assert torch.equal(attention.logits(one)[:, :, 4], attention.logits(other)[:, :, 4])
-    assert attention.logits(one)[:, :, 4].std() > 0
+    value = torch.eye(10, 16).expand(1, 2, -1, -1)  # what is mixed of these are the weights
+    first, second = (attention.mix(states, value, None)[:, :, 4] for states in (one, other))
+    assert_close(first, second)
+    assert first.std() > 0
 
 
 def test_all_of_it_learns():
