@@ -262,19 +262,22 @@ def _causal_balance_of_logarithms(
 ) -> tuple[Tensor, Tensor]:
     # A large finite number is used as minus infinity: logcumsumexp has no gradient there, and masked entries never
     # come near it again, since every normalised logit is at most 0.
-    floor = causal_floor(logits.dtype)
-    logits = logits.masked_fill(~allowed, floor)
+    floor, masked = causal_floor(logits.dtype), ~allowed
+    logits = logits.masked_fill(masked, floor)
+    before = [None] * iterations if columns is None else columns.unsqueeze(3).unbind(2)
     after = []
-    for iteration in range(iterations):
-        logits = (logits - logits.logsumexp(-1, keepdim=True)).masked_fill(~allowed, floor)
-        if columns is None:
+    for earlier in before:
+        logits = logits.log_softmax(-1).masked_fill(masked, floor)
+        if earlier is None:
             sums = logits.logcumsumexp(-2)
+        elif logits.shape[-2] == 1:  # a step of decoding
+            sums = torch.logaddexp(earlier, logits)
         else:
-            sums = torch.cat((columns[:, :, iteration, None], logits), dim=-2).logcumsumexp(-2)[:, :, 1:]
-        after.append(sums[:, :, -1])
-        logits = (logits - (sums.clamp(min=0) if capacity else sums)).masked_fill(~allowed, floor)
-    after = torch.stack(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
-    return logits.softmax(-1).masked_fill(~allowed, 0.0), after
+            sums = torch.cat((earlier, logits), dim=-2).logcumsumexp(-2)[:, :, 1:]
+        after.append(sums[:, :, -1:])
+        logits = (logits - (sums.clamp(min=0) if capacity else sums)).masked_fill(masked, floor)
+    after = torch.cat(after, dim=2) if after else logits.new_zeros(*logits.shape[:2], 0, logits.shape[-1])
+    return logits.softmax(-1).masked_fill(masked, 0.0), after
 
 
 def causal_floor(dtype: torch.dtype) -> float:

@@ -188,6 +188,8 @@ class BlockStates:
         """
         b, width = self.block_size, blocks.shape[-1]
         ring = self._ring("recent_inputs", layout, width, like=blocks)
+        if layout.equal_past is not None and may_change_in_place(self.recent_inputs):
+            return self._append_equal_inputs(blocks, layout, ring)
         held = None
         if layout.opens or layout.closes:
             slot = torch.arange(b, device=blocks.device)
@@ -201,6 +203,14 @@ class BlockStates:
         if blocks.shape[2] != b:  # a step of one token
             blocks = blocks * (slot == layout.offset.unsqueeze(-1))[:, None, :, None].to(blocks.dtype)
         return torch.cat((blocks[:, :1] + held.unsqueeze(1), blocks[:, 1:]), dim=1)
+
+    def _append_equal_inputs(self, blocks: Tensor, layout: CacheLayout, ring: int) -> Tensor | None:
+        """`append_inputs` of one token in each of equally long rows, in place."""
+        b, place = self.block_size, layout.equal_past % ring
+        self.recent_inputs.select(1, place).copy_(blocks[:, 0, 0])
+        if layout.opens:
+            return nn.functional.pad(blocks, (0, 0, 0, b - 1))
+        return self.recent_inputs.narrow(1, place + 1 - b, b).unsqueeze(1) if layout.closes else None
 
     def _num_recent_blocks(self, num_tokens: int = 0) -> int:
         """Blocks in the ring of recent inputs, with new tokens. While recording, none is dropped until a `crop`."""
@@ -272,6 +282,10 @@ class BlockStates:
         """
         dim = features.dim() - 2
         state = self._state(name, *features.shape[1:dim], self.capacity, features.shape[-1], like=features)
+        if layout.equal_past is not None and may_change_in_place(state):  # of one block, the same one in all rows
+            if written is None or layout.opens:
+                state.narrow(dim, layout.equal_past // self.block_size, 1).copy_(features)
+            return state.narrow(dim, 0, layout.num_blocks)
         number = torch.arange(features.shape[dim], device=features.device)
         if written is None:
             written = number <= layout.last_block.unsqueeze(-1)
@@ -323,6 +337,8 @@ class BlockStates:
         """`(B, E)`: the sum of the inputs before the first block that new tokens touch."""
         if self.totals is None:
             return None
+        if layout.equal_past is not None and layout.equal_past >= self.block_size:
+            return self.totals[:, layout.equal_past // self.block_size - 1]
         index = (layout.first_block - 1).clamp(min=0)[:, None, None].expand(-1, 1, self.totals.shape[-1])
         total = self.totals.gather(1, index).squeeze(1)
         return total.masked_fill((layout.first_block == 0).unsqueeze(-1), 0)

@@ -217,6 +217,9 @@ def _sort(
         if maps and not attention.mixes_keys:
             choice = hard_assignment(kept_row, layout.candidates, config.num_sorted_blocks)
         return kept_row, SortedBlocks(*cache.open_block, kept_row, choice)
+    # In a step of equally long rows that opens a block, it opens in all of them.
+    if cached.equal_past is not None and cached.opens:
+        kept_row = None
     was_open = ~cached.opened[:, 0]
     if kept_row is not None:
         sort_matrix = _replace_first(sort_matrix, kept_row, was_open, dim=2)
@@ -231,6 +234,9 @@ def _sort(
         # Sorting again would give the same, except for positions that only the pass knew that opened the block.
         parts = zip(blocks[:3], cache.open_block)
         blocks = SortedBlocks(*(_replace_first(new, kept, was_open, dim=1) for new, kept in parts), *blocks[3:])
+    if layout.local_mask.shape[1] == 1:
+        cache.keep_open_block(OpenBlock(*blocks[:3]), sort_matrix[:, :, 0])
+        return sort_matrix, blocks
     row = torch.arange(was_open.shape[0], device=was_open.device)
     last = (part[row, cached.last_block].unsqueeze(1) for part in blocks[:3])
     cache.keep_open_block(OpenBlock(*last), sort_matrix[row, :, cached.last_block])
