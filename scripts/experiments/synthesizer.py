@@ -63,10 +63,12 @@ class SynthesizerAttention(nn.Module):
             return scaled_dot_product_attention(
                 query, key, value, attn_mask=may_see, is_causal=self.is_decoder and may_see is None, scale=1.0
             )
-        logits = self.position_embeddings[None, :, :length, :length]
+        logits = self.position_embeddings[:, :length, :length]
         may_see = self.may_see(length, is_real, logits.device)
-        weights = logits.masked_fill(~may_see, torch.finfo(logits.dtype).min).softmax(-1)
-        return weights.to(value.dtype) @ value
+        weights = logits.masked_fill(~may_see, torch.finfo(logits.dtype).min).softmax(-1).to(value.dtype)
+        if is_real is None:  # one map for all rows, which a product with broadcasting would copy for each
+            return torch.einsum("hij,bhjd->bhid", weights, value)
+        return weights @ value
 
     def may_see(self, length: int, is_real: Tensor | None, device: torch.device) -> Tensor:
         """`(L, L)`, or `(B, 1, L, L)` where some places are not real."""
