@@ -56,7 +56,7 @@ def with_adapters(model: PreTrainedModel, args: AdapterArguments) -> nn.Module:
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
         modules_to_save=["sort_net"] if has_index else None,
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     try:
         return peft.get_peft_model(model, config)

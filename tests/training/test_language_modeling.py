@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback, pipeline
 
 import modeling_sinkhorn  # noqa: F401  registers the classes
@@ -328,6 +329,18 @@ def test_adapters_and_the_index_are_trained_and_merged(tmp_path, monkeypatch, ca
     assert not (out / "adapter_config.json").exists()
     loss = json.loads((out / "run.json").read_text())["models"]["this model"]["log"][-1]["eval_loss"]
     assert scores(out, "this model")["validation"]["perplexity"] == pytest.approx(math.exp(loss), rel=1e-3)
+
+
+def test_adapters_of_a_masked_model(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    data = ["--train_file", write_documents(tmp_path / "train.jsonl", 40), "--max_seq_length", "64"]
+    run_script(
+        monkeypatch, "run_mlm.py", "--output_dir", tmp_path / "out", *data, *TINY, "--use_peft", "--max_steps", "2"
+    )
+    adapters = load_file(tmp_path / "out" / "adapter" / "adapter_model.safetensors")
+    trained = {name for name, weight in adapters.items() if "lora_B" in name and weight.any()}  # 0 where it is not
+    assert any("sort_net.row_proj" in name for name in trained) and any("mlp.up_proj" in name for name in trained)
+    AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
 
 
 @pytest.mark.parametrize(
