@@ -63,6 +63,8 @@ def test_all_seeds_have_the_same_unbalanced_periods():
         assert not set(drawn["train"]["text"][:]) & set(drawn["test"]["text"][:])
 
 
+@pytest.mark.slow  # processes of their own: half a minute
+@pytest.mark.ci
 def test_runs_end_to_end_and_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
     for name, positions in (("short", 512), ("long", 600)):
         config = BertConfig(
