@@ -234,7 +234,7 @@ def _sort(
         # Sorting again would give the same, except for positions that only the pass knew that opened the block.
         parts = zip(blocks[:3], cache.open_block)
         blocks = SortedBlocks(*(_replace_first(new, kept, was_open, dim=1) for new, kept in parts), *blocks[3:])
-    if layout.local_mask.shape[1] == 1:
+    if cached.is_one_token:
         cache.keep_open_block(OpenBlock(*blocks[:3]), sort_matrix[:, :, 0])
         return sort_matrix, blocks
     row = torch.arange(was_open.shape[0], device=was_open.device)
