@@ -35,7 +35,7 @@ try:  # any package
     from .configuration_sinkhorn import SinkhornConfig, describe_error
     from .layout_sinkhorn import BlockLayout, LayoutInputs, block_layout
     from .rotary_sinkhorn import NO_ROTATION
-    from .sorting_sinkhorn import block_grid, from_blocks, local_offsets, to_blocks
+    from .sorting_sinkhorn import BlockGrid, block_grid, from_blocks, local_offsets, to_blocks
     from .token_attention_sinkhorn import SinkhornTokenAttention
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
@@ -43,7 +43,7 @@ except ImportError:  # flat modules, as installed
     from configuration_sinkhorn import SinkhornConfig, describe_error
     from layout_sinkhorn import BlockLayout, LayoutInputs, block_layout
     from rotary_sinkhorn import NO_ROTATION
-    from sorting_sinkhorn import block_grid, from_blocks, local_offsets, to_blocks
+    from sorting_sinkhorn import BlockGrid, block_grid, from_blocks, local_offsets, to_blocks
     from token_attention_sinkhorn import SinkhornTokenAttention
 
 
@@ -64,12 +64,18 @@ class InterfaceError(ValueError):
 
 
 class Settings(NamedTuple):
-    """The fields of `config.sinkhorn_attention`, which mean what they mean in `SinkhornConfig`."""
+    """
+    The fields of `config.sinkhorn_attention`. They mean what they mean in `SinkhornConfig`, which does not have
+    `num_global_blocks`: the first blocks of the text, whose own queries read everything in both directions. A class is
+    read from the first token and a question stands at the start, so these need all the text and not a few blocks of it.
+    In a decoder the first blocks have nothing else to read anyway.
+    """
 
     block_size: int = 64
     num_sorted_blocks: int = 4
     num_local_blocks: int = 2
     num_sink_blocks: int = 1
+    num_global_blocks: int = 1
     sort_granularity: str = "block"
     sinkhorn_iterations: int = 0
 
@@ -113,6 +119,10 @@ def attention_settings(config: PreTrainedConfig) -> Settings:
         if type(value) is not kind:
             raise InterfaceError(f"`{name}` of `config.{FIELD}` must be {kind.__name__}, got {value!r}.")
     settings = Settings(**given)
+    if settings.num_global_blocks < 0:
+        raise InterfaceError(
+            f"`config.{FIELD}` cannot be: `num_global_blocks` must be at least 0, got {settings.num_global_blocks}."
+        )
     _sinkhorn_config(settings)
     return settings
 
@@ -133,9 +143,11 @@ def _sinkhorn_config(
     Raises:
         InterfaceError: there is none.
     """
+    fields = settings._asdict()
+    del fields["num_global_blocks"]
     try:
         return SinkhornConfig(
-            **settings._asdict(),
+            **fields,
             hidden_size=num_heads * head_dim,
             num_attention_heads=num_heads,
             num_key_value_heads=num_groups,
@@ -376,7 +388,21 @@ def _attend(
     blocks = [to_blocks(x.transpose(1, 2), grid) for x in (query, key, value)]
     # What is compared are queries and keys, so the input of the layer is not needed.
     output, _, _ = attention.attend_to_rows(ProjectedBlocks(blocks[0], *blocks), mask.layout, False, False)
+    num_global = min(mask.settings.num_global_blocks, grid.num_blocks)
+    if num_global and attention.sorts and not mask.causal:
+        everything = _attend_to_everything(attention, blocks, num_global, grid)
+        output = torch.cat((everything, output[:, num_global:]), 1)
     return from_blocks(output.flatten(-2), grid).unflatten(-1, (heads, width))
+
+
+def _attend_to_everything(
+    attention: SinkhornAttention, blocks: list[Tensor], num_queries: int, grid: BlockGrid
+) -> Tensor:
+    """The output `(B, num_queries, b, H, D)` of the first blocks. `blocks` are queries, keys and values `(B, N, b, *, D)`."""
+    query = blocks[0][:, :num_queries].flatten(1, 2)
+    key, value = (x.flatten(1, 2).transpose(1, 2) for x in blocks[1:])
+    mask = None if grid.filled is None else grid.filled.flatten(1)[:, None, None, :]
+    return attention.attend(query, key, value, mask, maps=False)[0].unflatten(1, (num_queries, grid.block_size))
 
 
 # Refusals -------------------------------------------------------------------------------------------------------------

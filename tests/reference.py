@@ -404,6 +404,11 @@ def sink_blocks(blocks, i, config):
     return [j for j in sinks if j < i or not config.is_decoder]
 
 
+def is_global(i, config):
+    """Whether the queries of block i read everything that they may: a setting of `interface_sinkhorn.py` alone."""
+    return i < getattr(config, "num_global_blocks", 0)
+
+
 def candidate_blocks(blocks, i, config):
     """The blocks that block i, or a token of it, may choose: neither local nor among the first, which are read anyway."""
     local = local_blocks(blocks, i, config)
@@ -487,7 +492,7 @@ def sorted_entries(view, i, row, layer_type, config):
     """The sorted part of a query in block i, by row `row` of P: i, or the query's token -> list of Entry."""
     if layer_type == "sortcut_attention":
         return sortcut_entries(view, config)
-    if layer_type != "sinkhorn_attention":
+    if layer_type != "sinkhorn_attention" or is_global(i, config):
         return []
     if config.sort_assignment == "soft":
         return soft_sort(view, i, config)
@@ -498,7 +503,7 @@ def plain_tokens(view, i, query_token, layer_type, config):
     """The unsorted part: the tokens that a query of block i sees as they are."""
     if layer_type == "sortcut_attention":
         return []
-    if layer_type == "full_attention":
+    if layer_type == "full_attention" or is_global(i, config):
         tokens = real_tokens(view.blocks)
     else:
         readable = sink_blocks(view.blocks, i, config) + local_blocks(view.blocks, i, config)

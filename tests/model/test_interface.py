@@ -120,10 +120,11 @@ def test_a_window_as_long_as_the_input_is_exactly_sdpa():
 HEADS, GROUPS, WIDTH, HIDDEN = 4, 2, 4, 12
 
 
-def oracle_config(is_decoder, granularity, iterations):
+def oracle_config(is_decoder, granularity, iterations, num_global_blocks=0):
     """What the oracle reads of a configuration."""
     return SimpleNamespace(
         **SPARSE,
+        num_global_blocks=num_global_blocks,
         num_attention_heads=HEADS,
         num_key_value_heads=GROUPS if is_decoder else HEADS,
         head_dim=WIDTH,
@@ -166,11 +167,22 @@ def other_attention(kind, settings):
 
 
 @pytest.mark.parametrize(
-    "kind, granularity, iterations",
-    [("llama", "block", 0), ("llama", "token", 2), ("qwen3", "token", 0), ("bert", "block", 2), ("bert", "token", 0)],
+    "kind, granularity, iterations, num_global_blocks",
+    [
+        ("llama", "block", 0, 1),
+        ("llama", "token", 2, 0),
+        ("qwen3", "token", 0, 2),
+        ("bert", "block", 2, 0),
+        ("bert", "token", 0, 2),
+        ("bert", "block", 0, 1),
+    ],
 )
-def test_sparse_attention_equals_the_oracle(kind, granularity, iterations):
-    settings = SPARSE | {"sort_granularity": granularity, "sinkhorn_iterations": iterations}
+def test_sparse_attention_equals_the_oracle(kind, granularity, iterations, num_global_blocks):
+    settings = SPARSE | {
+        "sort_granularity": granularity,
+        "sinkhorn_iterations": iterations,
+        "num_global_blocks": num_global_blocks,
+    }
     attention, weights, config = other_attention(kind, settings)
     num_tokens = 29
     masks = torch.ones(1, num_tokens, dtype=torch.long)
@@ -190,7 +202,7 @@ def test_sparse_attention_equals_the_oracle(kind, granularity, iterations):
     expected = reference_attention(
         hidden_states,
         weights,
-        oracle_config(kind != "bert", granularity, iterations),
+        oracle_config(kind != "bert", granularity, iterations, num_global_blocks),
         "sinkhorn_attention",
         masks,
         positions,
@@ -286,7 +298,7 @@ def test_no_mask_is_as_large_as_all_pairs(monkeypatch, kind):
         return mask
 
     def watched_attention(query, key, value, attn_mask=None, **kwargs):
-        assert query.shape[-2] < num_tokens and key.shape[-2] < num_tokens
+        assert query.shape[-2] * key.shape[-2] < num_tokens**2 / 4
         return torch_attention(query, key, value, attn_mask=attn_mask, **kwargs)
 
     monkeypatch.setitem(ALL_MASK_ATTENTION_FUNCTIONS._global_mapping, "sinkhorn", watched_mask)
@@ -444,7 +456,7 @@ def test_a_model_takes_it_at_any_time(tmp_path):
 
 
 def test_defaults():
-    assert attention_settings(BertConfig()) == Settings(64, 4, 2, 1, "block")
+    assert attention_settings(BertConfig()) == Settings(64, 4, 2, 1, 1, "block")
     assert Settings().whole_length == 384
     assert attention_settings(BertConfig(sinkhorn_attention={"block_size": 32})).block_size == 32
 
@@ -458,6 +470,7 @@ def test_defaults():
         ({"block_size": True}, "`block_size` of .* must be int"),
         ({"block_size": 0}, "`block_size` must be at least 1"),
         ({"num_sink_blocks": -1}, "`num_sink_blocks` must be from 0"),
+        ({"num_global_blocks": -1}, "`num_global_blocks` must be at least 0, got -1"),
         ({"sort_granularity": "word"}, "`sort_granularity` must be one of"),
         ([64], "must be a dict"),
     ],
