@@ -1,8 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Fine-tunes a pretrained encoder of 512 tokens on long documents in several ways, with equal settings and several seeds:
-cut, made longer by `extend_positions.py` with either attention, and by windows whose predictions are averaged. TF-IDF
-stands in the summary of the cut one. A seed sets the split, the new weights and the order. Finished runs are kept.
+cut, made longer by `extend_positions.py` with either attention, by windows whose predictions are averaged, and by windows
+first and the whole then: the encoder that was trained on windows is made longer, and trained on. TF-IDF stands in the
+summary of the cut one. A seed sets the split, the new weights and the order. Finished runs are kept.
 
     python scripts/extend_positions.py --model_name_or_path M --max_position_embeddings 4096 --output_dir runs/long
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,14 +46,16 @@ from training.shipped_data import PARTIES, load_address_splits, load_passages
 
 SHORT_LENGTH = 512
 FIRST, WINDOWS = "first 512 tokens", "windows of 512, averaged"
+AFTER_WINDOWS = "windows of 512, then whole, sinkhorn"
 # The flags of those that read whole documents.
 WHOLE = {
     "whole, SDPA": "--attn_implementation sdpa",
     "whole, sinkhorn": "--attn_implementation sinkhorn",
     "whole, sinkhorn, 8 blocks by token": "--attn_implementation sinkhorn --sinkhorn_attention "
     "num_sorted_blocks=8,sort_granularity=token",
+    AFTER_WINDOWS: "--attn_implementation sinkhorn",
 }
-CONDITIONS = (FIRST, *WHOLE, WINDOWS)
+CONDITIONS = (FIRST, WINDOWS, *WHOLE)
 TASKS = ("address", "president", "period")
 # Training addresses of each period: unbalanced, and no more than any seed's split has.
 PERIOD_SIZES = dict(zip((name for name, *_ in PERIODS), (65, 15, 40, 54)))
@@ -142,7 +145,11 @@ def flags_of(job: Job, options: argparse.Namespace, data: Callable[[str, bool, i
     """The flags for `run_classification.py`, without the folder."""
     training = TRAINING | given_flags(options.flags)
     if job.condition in WHOLE:
-        model = [options.long_model_name_or_path, "--max_seq_length", str(options.long_length)]
+        name = options.long_model_name_or_path
+        if job.condition == AFTER_WINDOWS:
+            name = str(options.runs / f"{job.folder_name}-start")
+            training["num_train_epochs"] = [str(options.epochs_after_windows)]
+        model = [name, "--max_seq_length", str(options.long_length)]
         model += WHOLE[job.condition].split()
     else:
         model = [options.model_name_or_path, "--max_seq_length", str(SHORT_LENGTH)]
@@ -160,14 +167,37 @@ def flags_of(job: Job, options: argparse.Namespace, data: Callable[[str, bool, i
     ]
 
 
-def run_job(folder: Path, flags: list[str], deadline: float) -> dict | None:
+def make_longer(trained: Path, folder: Path, num_tokens: int) -> None:
     """
-    The record of a run, which is trained unless it is there. `None`: it is not, and the time is over.
+    Writes the encoder of a run with more positions.
+
+    Raises:
+        UserError: the run did not keep its weights, or they could not be made longer.
+    """
+    if (folder / "config.json").exists():
+        return
+    if not (trained / "model.safetensors").exists():
+        raise UserError(f"{trained} has no weights to go on from: remove it, and call again with both conditions.")
+    command = [sys.executable, str(SCRIPT.with_name("extend_positions.py")), "--model_name_or_path", str(trained)]
+    command += ["--max_position_embeddings", str(num_tokens), "--output_dir", str(folder), "--overwrite_output_dir"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{folder}: {done.stderr.strip()}")
+
+
+def run_job(
+    folder: Path, flags: list[str], deadline: float, keeps_weights: bool = False, prepare: Callable | None = None
+) -> dict | None:
+    """
+    The record of a run, which is trained unless it is there, after what `prepare` does. `None`: it is not, and the time
+    is over.
 
     Raises:
         UserError: the run failed, or the one that is there has other flags.
     """
     if not (folder / "run.json").exists():
+        if prepare is not None:
+            prepare()
         if time.monotonic() > deadline:
             return None
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +208,8 @@ def run_job(folder: Path, flags: list[str], deadline: float) -> dict | None:
         # Dozens of runs would fill a disk; nothing reads the weights again.
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        (folder / "model.safetensors").unlink(missing_ok=True)
+        if not keeps_weights:
+            (folder / "model.safetensors").unlink(missing_ok=True)
         if failed:
             lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
             raise UserError(f"{folder} failed: {lines[-1]} ({log} has the rest)")
@@ -207,7 +238,13 @@ def run_all(jobs: list[Job], options: argparse.Namespace, record: Callable[[Job,
         begun = {}
         for job in jobs:
             flags = flags_of(job, options, data)  # while the first ones run already
-            begun[pool.submit(run_job, options.runs / job.folder_name, flags, deadline)] = job
+            prepare = None
+            if job.condition == AFTER_WINDOWS:
+                windows = job._replace(condition=WINDOWS)
+                before = next((future for future, other in begun.items() if other == windows), None)
+                prepare = functools.partial(_prepare, before, windows, job, options)
+            keeps = job.condition == WINDOWS and AFTER_WINDOWS in options.conditions
+            begun[pool.submit(run_job, options.runs / job.folder_name, flags, deadline, keeps, prepare)] = job
         for future in as_completed(begun):
             try:
                 run = future.result()
@@ -226,6 +263,13 @@ def run_all(jobs: list[Job], options: argparse.Namespace, record: Callable[[Job,
         print(f"Time is over; {left} runs are left. The same command goes on.")
     if failures:
         raise UserError(f"{len(failures)} of {len(jobs)} runs failed: {'; '.join(failures)}")
+
+
+def _prepare(before: Future | None, windows: Job, job: Job, options: argparse.Namespace) -> None:
+    """Waits for the run on windows, which stands before it in the queue and so has begun; makes its encoder longer."""
+    if before is None or before.result() is not None:  # otherwise the time is over
+        start = options.runs / f"{job.folder_name}-start"
+        make_longer(options.runs / windows.folder_name, start, options.long_length)
 
 
 def measure(options: argparse.Namespace, results: dict) -> None:
@@ -282,11 +326,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, metavar="CONDITION")
+    parser.add_argument("--epochs_after_windows", type=float, default=3, help=f"Of '{AFTER_WINDOWS}'.")
     parser.add_argument("--learning_rates", nargs="+", help="Only try these, on validation.")
     parser.add_argument("--jobs", type=int, default=1, help="Runs at once.")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="No run begins after these.")
     parser.add_argument("flags", nargs="*", help="After --: flags for run_classification.py, for all conditions.")
     options = parser.parse_args(arguments)
+    options.conditions.sort(key=CONDITIONS.index)  # one goes on where another ends
     results = json.loads(options.results.read_text(encoding="utf-8")) if options.results.exists() else {}
     command = ["scripts/maintain.py", "encoders", *(sys.argv[2:] if arguments is None else arguments)]
     results["tuning_command" if options.learning_rates else "command"] = command

@@ -5,6 +5,8 @@ import json
 import subprocess
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -81,9 +83,22 @@ def test_runs_end_to_end_and_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
     ]
     few = ["--", "--max_steps", "1", "--max_train_samples", "8", "--max_eval_samples", "2", "--use_cpu"]
     few += ["--max_predict_samples", "9"]
-    encoders.main([*flags, encoders.WINDOWS, *few])
-    done = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.WINDOWS]
+    encoders.main(
+        [*flags, encoders.AFTER_WINDOWS, encoders.WINDOWS, "--jobs", "2", "--epochs_after_windows", "2", *few]
+    )
+    after = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.AFTER_WINDOWS]["runs"][0]
+    assert after["config"]["max_position_embeddings"] == 600 and after["config"]["sinkhorn_attention"]
+    assert after["command"][after["command"].index("--num_train_epochs") + 1] == "2.0"
     folder = tmp_path / "runs" / "period-windows_of_512_averaged-1"
+    weights = [
+        load_file(path) for path in (folder / "model.safetensors", *tmp_path.glob("runs/*-start/model.safetensors"))
+    ]
+    assert len(weights) == 2 and all(
+        torch.equal(x, weights[1][name]) for name, x in weights[0].items() if "position" not in name
+    )
+    (tmp_path / "runs" / "period-windows_of_512_then_whole_sinkhorn-1-start" / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    done = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.WINDOWS]
     assert done["seeds"] == [1] and done["runs"][0]["scores"].keys() == {"this model", "by window"}
     assert done["runs"][0]["scores"]["this model"] == document_scores(folder / "predict_results.tsv")
     assert str(tmp_path) not in (tmp_path / "results.json").read_text()
@@ -98,3 +113,6 @@ def test_runs_end_to_end_and_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
         encoders.main([*flags, encoders.WINDOWS, *few, "--learning_rate", "1"])
     encoders.main(["--minutes", "0", *flags, encoders.FIRST, *few])
     assert not called and "1 runs are left" in capsys.readouterr().out
+    (tmp_path / "runs" / "period-windows_of_512_then_whole_sinkhorn-1" / "run.json").unlink()
+    with pytest.raises(SystemExit, match="has no weights to go on from"):
+        encoders.main([*flags, encoders.AFTER_WINDOWS, "--epochs_after_windows", "2", *few])
