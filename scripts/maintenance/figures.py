@@ -317,7 +317,7 @@ def draw_conversion(data: dict[str, Any]) -> plt.Figure:
 
 
 def draw_interface(data: dict[str, Any]) -> plt.Figure:
-    figure, (faster, seconds) = canvas(8.4, 3.4, columns=2)
+    figure, (faster, seconds) = canvas(7.2, 2.9, columns=2)
     for number, (name, curve) in enumerate(data["times faster"].items()):
         colour = (BLUE, GREEN, PURPLE)[number // 2]
         faster.plot(*zip(*curve), "o-" if number % 2 else "o--", color=colour, markersize=4, label=name)
