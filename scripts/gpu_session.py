@@ -7,9 +7,9 @@ stopped.
     python scripts/gpu_session.py --output_dir runs/gpu --list
     python scripts/gpu_session.py --output_dir runs/tiny --tiny       # every command at a tiny size, without a GPU
 
-The parts: parity and speed of the kernels; whole models; routing by token at length; the Long Range Arena's ListOps and
-byte text at the arena's own sizes; a language model of 25 million parameters. `session.json` in the folder says which
-are done. Results that are to be kept are copied to `results/` by hand.
+The parts: parity and speed of the kernels; whole models; routing by token at length, and on needles; the Long Range
+Arena's ListOps and byte text at the arena's own sizes; a language model of 25 million parameters. `session.json` in the
+folder says which are done. Results that are to be kept are copied to `results/` by hand.
 """
 
 import argparse
@@ -60,6 +60,13 @@ PARTS = (
         'floor "causal token" "causal token, balanced" "causal window of 7 blocks" "causal full attention" '
         "--ragged_longest 0 --checkpointing_lengths --long_length 0",
         '--device cpu --lengths 64 --models floor "causal token" --minutes 1 --seconds_per_length 0.1',
+    ),
+    Part(
+        "needles",
+        2,
+        "run_experiments.py token_settings --conditions needle_once --seeds 1,2 --jobs 3 --results_dir {out}/experiments "
+        "--work_dir {out}/work --time_limit_minutes {minutes}",
+        "--smoke --conditions causal_needle_once --only index_sink",
     ),
     Part(
         "listops",

@@ -106,7 +106,7 @@ def test_run_classification(bert, tmp_path, monkeypatch, calls):
     run = ("run_classification.py", "--model_name_or_path")
     run_script(monkeypatch, *run, bert, "--output_dir", out, *flags, *SETTINGS)
     saved = json.loads((out / "config.json").read_text())["sinkhorn_attention"]
-    assert saved == SPARSE | {"sort_granularity": "block", "sinkhorn_iterations": 0}
+    assert saved == SPARSE | {"num_global_blocks": 1, "sort_granularity": "block", "sinkhorn_iterations": 0}
     assert calls and {mask.settings.block_size for mask in calls} == {4}
     calls.clear()
     flags = ("--test_file", tmp_path / "train.csv", "--do_predict", "--use_cpu", "--skip_baselines")
