@@ -186,7 +186,11 @@ def make_longer(trained: Path, folder: Path, num_tokens: int) -> None:
 
 
 def run_job(
-    folder: Path, flags: list[str], deadline: float, keeps_weights: bool = False, prepare: Callable | None = None
+    folder: Path,
+    flags: list[str],
+    deadline: float,
+    keeps_weights: bool = False,
+    prepare: Callable[[], None] | None = None,
 ) -> dict | None:
     """
     The record of a run, which is trained unless it is there, after what `prepare` does. `None`: it is not, and the time
