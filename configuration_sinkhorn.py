@@ -98,6 +98,10 @@ class SinkhornConfig(PreTrainedConfig):
             With `sort_net="keys"`: tokens whose keys are averaged. `block_size` must be a multiple of it.
         index_head_dim (`int`, defaults to 16):
             With `sort_net="index"`: dimensions in which queries and keys are compared.
+        num_index_heads (`int`, *optional*):
+            With `sort_net="index"`: queries of a token that are compared. By default `num_attention_heads`, each query
+            head by itself. With `num_key_value_heads`, the query heads that share a key/value head become one first,
+            by a learned projection: the comparison, which is most of the time of long texts, takes that much less.
         sort_capacity (`float`, defaults to 2.0):
             With `sort_granularity="token"`, where `sinkhorn_iterations` is above 0: how many times its even share of
             the tokens so far a block may serve.
@@ -172,6 +176,7 @@ class SinkhornConfig(PreTrainedConfig):
     sortcut_blocks: int = 2
     key_piece_size: int = 16
     index_head_dim: int = 16
+    num_index_heads: int | None = None
     sort_capacity: float | int = 2.0
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -254,8 +259,9 @@ class SinkhornConfig(PreTrainedConfig):
             sort_net = {
                 "bilinear": {"row_proj": "colwise", "column_proj": "colwise"},
                 "keys": {},
-                # A parameter, not a layer. The style cuts dimension 0, its heads; what else it does is for modules.
-                "index": {"index_proj": "embedding_rowwise"},
+                # Parameters, not layers. The style cuts dimension 0, their heads; what else it does is for modules.
+                "index": {"index_proj": "embedding_rowwise"}
+                | ({"index_query_proj": "embedding_rowwise"} if self.merges_index_heads else {}),
             }.get(self.sort_net, {"proj": "colwise"})
         norms = ("q_norm", "k_norm") if self.qk_norm else ()
         return {
@@ -274,6 +280,11 @@ class SinkhornConfig(PreTrainedConfig):
     def max_num_blocks(self) -> int:
         """Blocks that a `"linear"` or `"mlp"` SortNet has outputs for."""
         return self.max_position_embeddings // self.block_size
+
+    @property
+    def merges_index_heads(self) -> bool:
+        """Whether an index compares one query for all query heads of a key/value head."""
+        return self.num_index_heads not in (None, self.num_attention_heads)
 
     @property
     def pooling(self) -> Literal["mean", "last", "cls"]:

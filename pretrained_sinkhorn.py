@@ -52,6 +52,9 @@ class SinkhornPreTrainedModel(PreTrainedModel):
         if isinstance(module, SinkhornSortNet) and hasattr(module, "index_proj"):
             for projection in module.index_proj:  # of a few directions, so that products are as large as those of all
                 init.orthogonal_(projection)
+            if hasattr(module, "index_query_proj"):  # the mean of the heads that become one, in the same directions
+                merged = module.num_key_value_groups
+                init.copy_(module.index_query_proj, (module.index_proj / merged).repeat(1, merged, 1))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):

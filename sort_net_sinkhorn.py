@@ -57,6 +57,11 @@ class SinkhornSortNet(nn.Module):
             self.index_proj = nn.Parameter(
                 torch.empty(config.num_key_value_heads, config.head_dim, config.index_head_dim)
             )
+            if config.merges_index_heads:
+                width = self.num_key_value_groups * config.head_dim
+                self.index_query_proj = nn.Parameter(
+                    torch.empty(config.num_key_value_heads, width, config.index_head_dim)
+                )
         elif config.sort_net == "bilinear":
             width = config.num_key_value_heads * config.head_dim
             self.row_proj = nn.Linear(config.hidden_size, width, bias=False)
@@ -139,9 +144,8 @@ class SinkhornSortNet(nn.Module):
         return self.config.key_piece_size if self.config.sort_net == "keys" else 1
 
     def compared_queries(self, query: Tensor) -> Tensor:
-        """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`."""
-        query = query.flatten(1, 2).unflatten(2, (-1, self.num_key_value_groups)).permute(0, 2, 3, 1, 4)
-        return self.of_heads(query.flatten(2, 3)).unflatten(2, query.shape[2:4])
+        """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`; `r` is 1 of merged heads."""
+        return self.of_query_heads(query.flatten(1, 2).unflatten(2, (-1, self.num_key_value_groups)).transpose(1, 2))
 
     def compared_keys(self, key: Tensor) -> Tensor:
         """`(B, G, N, b, D)` rotated keys to what is compared, `(B, G, N, b, C)`."""
@@ -149,13 +153,14 @@ class SinkhornSortNet(nn.Module):
 
     def of_heads(self, x: Tensor) -> Tensor:
         """Rotated queries or keys of heads, `(B, G, *, D)`, to what is compared of them, `(B, G, *, C)`."""
-        if self.config.sort_net == "keys":
-            return _at_least_float32(x.detach())
-        projection = self.index_proj
-        if hasattr(projection, "to_local"):  # under tensor parallelism, a part for the heads of this process
-            projection = projection.to_local()
-        with maybe_autocast(device_type=x.device.type, enabled=False):
-            return _at_least_float32(x) @ _at_least_float32(projection)
+        return _at_least_float32(x.detach()) if self.config.sort_net == "keys" else _project(x, self.index_proj)
+
+    def of_query_heads(self, query: Tensor) -> Tensor:
+        """`(B, G, n, r, D)` rotated queries to what is compared of them, `(B, G, r, n, C)`; `r` is 1 of merged heads."""
+        if self.config.sort_net == "index" and self.config.merges_index_heads:
+            return _project(query.flatten(3), self.index_query_proj).unsqueeze(2)
+        query = query.transpose(2, 3)
+        return self.of_heads(query.flatten(2, 3)).unflatten(2, query.shape[2:4])
 
     def key_scores(
         self,
@@ -248,6 +253,14 @@ class SinkhornSortNet(nn.Module):
         if self.training and self.config.gumbel_noise:
             logits = logits + gumbel_noise(logits)
         return logits / self.config.sinkhorn_temperature
+
+
+def _project(x: Tensor, projection: Tensor) -> Tensor:
+    """`(B, G, n, D)` by the `(D, C)` of its head."""
+    if hasattr(projection, "to_local"):  # under tensor parallelism, a part for the heads of this process
+        projection = projection.to_local()
+    with maybe_autocast(device_type=x.device.type, enabled=False):
+        return _at_least_float32(x) @ _at_least_float32(projection)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

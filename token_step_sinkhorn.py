@@ -109,6 +109,13 @@ def attend_one_token_of_equal_rows(
     return output.reshape(len(output), 1, 1, -1, output.shape[-1])
 
 
+def _compared(sort_net: nn.Module, query: Tensor) -> Tensor:
+    """`(B, G, r, D)` to what is compared, `(B, G, r, C)`; `r` is 1 of merged heads."""
+    if sort_net.config.merges_index_heads:
+        return sort_net.of_query_heads(query.unsqueeze(2)).squeeze(3)
+    return sort_net.of_heads(query)
+
+
 def _keep_last_piece(sort_net: nn.Module, end: int, cache: CacheLayer) -> Tensor:
     """Keeps the mean of the last piece of `end` tokens; `(B, G, P, C)`, all pieces up to that."""
     size = sort_net.piece_size
@@ -123,7 +130,8 @@ def _keep_last_piece(sort_net: nn.Module, end: int, cache: CacheLayer) -> Tensor
 def _shares_of_full_blocks(sort_net: nn.Module, query: Tensor, pieces: Tensor, end: int, block_size: int) -> Tensor:
     """`(B, G, N)`: of all that the last of `end` tokens sees, the share of each full block."""
     size, per_block = sort_net.piece_size, block_size // sort_net.piece_size
-    scores = (sort_net.of_heads(query) * sort_net.config.head_dim**-0.5) @ pieces.mT
+    query = _compared(sort_net, query) * sort_net.config.head_dim**-0.5
+    scores = query @ pieces.mT
     in_last = (end - 1) % size + 1
     if in_last < size:  # it counts as many tokens as it has, like the others
         scores.select(-1, -1).add_(math.log(in_last / size))
@@ -168,7 +176,7 @@ def _shares(sort_net: nn.Module, query: Tensor, slot: Tensor, cached: CacheLayou
     if own.filled is not None:
         key = (key * own.filled).sum(2, keepdim=True)
     stored.scatter_(2, own.own.expand(*key.shape), key.to(stored.dtype))
-    query = sort_net.of_heads(query) * (sort_net.config.head_dim**-0.5 / math.log(2))
+    query = _compared(sort_net, query) * (sort_net.config.head_dim**-0.5 / math.log(2))
     scores = query @ stored[:, :, : own.later.shape[-1]].mT
     if own.counts is not None:
         scores = scores + own.counts

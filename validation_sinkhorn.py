@@ -36,7 +36,7 @@ CLASSIFIER_POOLINGS = ("mean", "last", "cls")
 LARGEST = {
     **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), 2**30),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "head_dim", "block_size"), 2**14),
-    **dict.fromkeys(("key_piece_size", "index_head_dim"), 2**14),
+    **dict.fromkeys(("key_piece_size", "index_head_dim", "num_index_heads"), 2**14),
     **dict.fromkeys(
         ("num_hidden_layers", "num_sorted_blocks", "num_local_blocks", "num_sink_blocks", "sortcut_blocks"), 2**10
     ),
@@ -84,7 +84,7 @@ def _check_sizes(config: Any) -> None:
     positive = (
         "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads "
         "head_dim max_position_embeddings block_size num_sorted_blocks num_local_blocks sortcut_blocks "
-        "key_piece_size index_head_dim"
+        "key_piece_size index_head_dim num_index_heads"
     )
     for name in positive.split():
         value = getattr(config, name)
@@ -166,6 +166,12 @@ def _check_sorting(config: Any) -> None:
         raise ValueError(
             f"`block_size` ({config.block_size}) is not a multiple of `key_piece_size` ({config.key_piece_size}), the "
             "tokens whose keys are averaged: change one of them, or use `sort_net='index'`."
+        )
+    if config.num_index_heads not in (None, config.num_attention_heads, config.num_key_value_heads):
+        raise ValueError(
+            f"`num_index_heads` ({config.num_index_heads}) is neither `num_attention_heads` "
+            f"({config.num_attention_heads}), which compares each query head, nor `num_key_value_heads` "
+            f"({config.num_key_value_heads}), which merges those of a key/value head: set one of them, or leave it out."
         )
     if config.sort_net in ("linear", "mlp") and config.max_num_blocks < 1:
         raise ValueError(

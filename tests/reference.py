@@ -9,7 +9,7 @@ i destination (query) block, j source block, t slot inside a block, g key/value 
 
 `weights` is a dict named like the state dict of the attention module: `q_proj.weight` (H*D, hidden), `k_proj.weight` and
 `v_proj.weight` (G*D, hidden), `o_proj.weight` (hidden, H*D), each with an optional `.bias`, `sort_net.*`, of which
-`sort_net.index_proj` is (G, D, r), and perhaps `q_norm.weight` and `k_norm.weight` (D,).
+`sort_net.index_proj` is (G, D, r), `sort_net.index_query_proj` of merged query heads (G, H / G * D, r), and perhaps `q_norm.weight` and `k_norm.weight` (D,).
 
 With `sort_granularity="token"` a sort matrix has a row for each token, (B, G, L, N), and none for blocks.
 """
@@ -234,7 +234,7 @@ def log_shares(query, keys, seen, piece_size, scaling):
 
 
 def share_logits(x, weights, config, grid, positions):
-    """-> R (B, G, L, N): the logarithm of the mean share over the query heads of a group; 0 where a token sees nothing."""
+    """-> R (B, G, L, N): the logarithm of the mean share over the compared queries of a group; 0 where a token sees nothing."""
     num_groups = config.num_key_value_heads
     per_group = config.num_attention_heads // num_groups
     q = rotated_heads(x, weights, "q_proj", config.num_attention_heads, positions, config)
@@ -245,11 +245,16 @@ def share_logits(x, weights, config, grid, positions):
         for g in range(num_groups):
             queries, keys = q[row, g * per_group : (g + 1) * per_group], k[row, g]
             if config.sort_net == "index":
-                queries, keys = (vectors @ weights["sort_net.index_proj"][g] for vectors in (queries, keys))
+                keys = keys @ weights["sort_net.index_proj"][g]
+                if config.num_index_heads in (None, config.num_attention_heads):
+                    queries = queries @ weights["sort_net.index_proj"][g]
+                else:  # the query heads of the group, one after the other, become one
+                    merged = torch.cat(list(queries), dim=-1) @ weights["sort_net.index_query_proj"][g]
+                    queries = merged.unsqueeze(0)
             for token in real_tokens(blocks):
                 seen = seen_blocks(blocks, token, config)
                 heads = [log_shares(head[token], keys, seen, piece_size, config.head_dim**-0.5) for head in queries]
-                mean = torch.logsumexp(torch.stack(heads), dim=0) - math.log(per_group)
+                mean = torch.logsumexp(torch.stack(heads), dim=0) - math.log(len(queries))
                 logits[row, g, token, : len(seen)] = mean.clamp(min=math.log(SMALLEST_SHARE))
     return logits.detach() if config.sort_net == "keys" else logits
 

@@ -49,6 +49,7 @@ def settings(**overrides):
         "num_local_blocks": 1,
         "num_sink_blocks": 0,
         "key_piece_size": 2,
+        "num_index_heads": None,
     }
     return SimpleNamespace(**(fields | overrides))
 

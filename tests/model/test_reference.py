@@ -21,6 +21,8 @@ def compare(config, num_tokens, attention_mask=None, position_ids=None, noise=No
     for name, parameter in attention.named_parameters():
         if name.endswith(("bias", "_norm.weight")):  # otherwise all of one value
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
+        if name.endswith("index_query_proj"):  # otherwise the same for every head that is merged
+            torch.nn.init.normal_(parameter)
     batch = 2 if attention_mask is None else len(attention_mask)
     x = torch.randn(batch, num_tokens, config.hidden_size, dtype=torch.double, requires_grad=True)
     if noise is True:

@@ -26,6 +26,7 @@ SCORERS = ("bilinear", "keys", "index")
 ROUTES = {
     **{f"token-{scorer}": TOKEN | {"sort_net": scorer} for scorer in SCORERS},
     **{f"block-{scorer}": BLOCK | {"sort_net": scorer} for scorer in ("keys", "index")},
+    "token-index-merged": TOKEN | {"sort_net": "index", "num_index_heads": 2},
 }
 every_route = pytest.mark.parametrize("route", ROUTES)
 both_directions = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
@@ -138,6 +139,37 @@ def test_routing_by_token_with_every_setting_equals_the_oracle(case):
 )
 def test_shares_of_blocks_equal_the_oracle(case):
     compare_case(case, BLOCK)
+
+
+@pytest.mark.parametrize(
+    "case",
+    pairwise(
+        sort_granularity=("token", "block"),
+        is_decoder=(False, True),
+        num_key_value_heads=(1, 2),
+        sinkhorn_iterations=(0, 3),
+        num_sorted_blocks=(1, 2),
+        mask=tuple(MASKS),
+    ),
+    ids=describe,
+)
+def test_merged_heads_of_an_index_equal_the_oracle(case):
+    heads = {"num_attention_heads": 4, "num_index_heads": case["num_key_value_heads"]}
+    compare_case(case, TOKEN | {"sort_net": "index"} | heads)
+
+
+@torch.no_grad()
+def test_merged_heads_begin_as_their_mean():
+    """So that of equal query heads they choose as each does by itself."""
+    model = make("token-index-merged", is_decoder=True)
+    apart = make("token-index", is_decoder=True)
+    apart.load_state_dict(model.state_dict(), strict=False)
+    for attention in (layer.self_attn for both in (model, apart) for layer in both.layers):
+        weight = attention.q_proj.weight.unflatten(0, (2, 2, -1))  # (G, r, D, hidden)
+        weight[:, 1] = weight[:, 0]
+    expected, actual = (x(tokens(), output_sort_matrices=True).sort_matrices for x in (apart, model))
+    for one, other in zip(actual, expected):
+        assert_close(one, other, 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -607,6 +639,7 @@ def test_every_parameter_gets_a_gradient(route, is_decoder):
     assert not silent
     names = {name.partition("sort_net.")[2] for name in model.state_dict() if "sort_net" in name}
     own = {"bilinear": {"row_proj.weight", "column_proj.weight"}, "index": {"index_proj"}, "keys": set()}
+    own["index-merged"] = {"index_proj", "index_query_proj"}
     assert names == own[route.partition("-")[2]]
 
 
@@ -727,6 +760,7 @@ def test_a_saved_model_is_the_same_when_it_is_loaded(route, tmp_path):
         "sort_net",
         "key_piece_size",
         "index_head_dim",
+        "num_index_heads",
         "sort_capacity",
     ):
         assert getattr(loaded.config, name) == getattr(model.config, name)
@@ -786,6 +820,7 @@ def test_defaults():
     config = SinkhornConfig()
     assert (config.sort_granularity, config.num_sink_blocks, config.sort_net) == ("block", 0, "bilinear")
     assert (config.key_piece_size, config.index_head_dim, config.sort_capacity) == (16, 16, 2.0)
+    assert config.num_index_heads is None and not config.merges_index_heads
 
 
 @pytest.mark.parametrize(
@@ -818,6 +853,11 @@ def test_defaults():
         ({"num_sink_blocks": -1}, ("`num_sink_blocks` must be", "0", "-1")),
         ({"key_piece_size": 0}, ("`key_piece_size` must be at least 1",)),
         ({"index_head_dim": 0}, ("`index_head_dim` must be at least 1",)),
+        ({"num_index_heads": 0}, ("`num_index_heads` must be at least 1",)),
+        (
+            {"num_index_heads": 3, "num_key_value_heads": 4},
+            ("`num_index_heads", "3", "`num_attention_heads", "12", "`num_key_value_heads", "4"),
+        ),
         ({"sort_capacity": 0.0}, ("`sort_capacity` must be",)),
         ({"sort_capacity": float("nan")}, ("`sort_capacity` must be",)),
     ],
