@@ -61,7 +61,7 @@ DEFAULTS = {
 CHOICES = (
     "layer_types sort_granularity sort_net sort_assignment block_size num_sorted_blocks num_local_blocks "
     "num_sink_blocks sinkhorn_iterations sinkhorn_temperature sort_capacity causal_balancing gumbel_noise "
-    "key_piece_size index_head_dim max_position_embeddings rope_parameters attention_dropout hidden_dropout "
+    "key_piece_size index_head_dim num_index_heads max_position_embeddings rope_parameters attention_dropout hidden_dropout "
     "initializer_range use_cache"
 ).split()
 LAYER_TYPES = ("sinkhorn_attention", "local_attention", "full_attention")
@@ -99,6 +99,7 @@ def converted_config(source: PreTrainedConfig, **choices: Any) -> SinkhornConfig
     fields["rope_parameters"] = dict(source.rope_parameters)
     width = getattr(source, "head_dim", None) or source.hidden_size // source.num_attention_heads
     fields["index_head_dim"] = min(DEFAULTS["index_head_dim"], width)
+    fields["num_index_heads"] = source.num_key_value_heads  # one comparison for the heads that read the same blocks
     return SinkhornConfig(**(fields | choices))
 
 

@@ -29,7 +29,7 @@ except ImportError:  # flat modules, as installed
 
 RECORDING = "sinkhorn_calibration"
 STEPS = 300  # of descent to products, from a start that is near
-FIT_STEPS, FIT_TOKENS = 120, 48  # of the fit to shares, and the tokens that each looks at
+FIT_STEPS, FIT_TOKENS, FIT_RATE = 200, 48, 0.005  # of the fit to shares; tokens that each looks at, and learning rate
 SAMPLED_TOKENS = 512  # of each row
 REPEATED, PASSAGES = 1 / 3, (8, 64)  # of a row, the part that repeats; fewest and most tokens of a passage
 
@@ -44,7 +44,8 @@ class Recorded(NamedTuple):
 
 def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornConfig) -> dict[str, Tensor]:
     """
-    The `index_proj` `(G, D, w)` of each layer that sorts, by its name in the state dict.
+    The `index_proj` `(G, D, w)` of each layer that sorts, and the `index_query_proj` `(G, r * D, w)` of merged query heads,
+    by their names in the state dict.
 
     Args:
         tokens: `(B, L)` of a text.
@@ -57,11 +58,12 @@ def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornC
     directions = index_directions(*map(torch.cat, moments), config.index_head_dim).split(config.num_key_value_heads)
     projections = {}
     for layer, start in zip(tqdm(layers, desc="Calibrating the index"), directions):
-        fitted = fit_to_shares(start, recorded[layer], config, generator).to(source.dtype)
-        # A tensor of its own, as files need it.
-        projections[f"model.layers.{layer}.self_attn.sort_net.index_proj"] = fitted.clone(
-            memory_format=torch.contiguous_format
-        )
+        fitted = fit_to_shares(start_of_index(start, config), recorded[layer], config, generator)
+        for name, directions in zip(("index_proj", "index_query_proj"), fitted):
+            # Tensors of their own, as files need them.
+            projections[f"model.layers.{layer}.self_attn.sort_net.{name}"] = directions.to(source.dtype).clone(
+                memory_format=torch.contiguous_format
+            )
     return projections
 
 
@@ -158,21 +160,43 @@ def _roots(moments: Tensor) -> tuple[Tensor, Tensor]:
 # The aim: shares of far blocks ---------------------------------------------------------------------------------------
 
 
-def fit_to_shares(
-    start: Tensor, rows: list[Recorded], config: SinkhornConfig, generator: torch.Generator | None = None
-) -> Tensor:
-    """
-    Directions `(G, D, w)` for which the shares that the index finds are nearest to those of attention. Nothing but the
-    blocks that tokens choose among counts, each token as much as it reads there.
+Directions = tuple[Tensor] | tuple[Tensor, Tensor]  # of keys (G, D, w); then of merged query heads (G, r * D, w)
 
+
+def start_of_index(directions: Tensor, config: SinkhornConfig) -> Directions:
+    """`(G, D, w)` for queries and keys; merged query heads begin as their mean."""
+    if not config.merges_index_heads:
+        return (directions,)
+    merged = config.num_attention_heads // config.num_key_value_heads
+    return directions, (directions / merged).repeat(1, merged, 1)
+
+
+def compared(query: Tensor, key: Tensor, directions: Directions) -> tuple[Tensor, Tensor]:
+    """
     Args:
-        start: `(G, D, w)`.
+        query: `(G, r, n, D)`.
+        key: `(G, L, D)`.
+
+    Returns:
+        `(G, r, n, w)`, of merged heads `(G, 1, n, w)`, and `(G, L, w)`.
+    """
+    if len(directions) == 1:
+        return query @ directions[0].unsqueeze(1), key @ directions[0]
+    return (query.transpose(1, 2).flatten(2) @ directions[1]).unsqueeze(1), key @ directions[0]
+
+
+def fit_to_shares(
+    start: Directions, rows: list[Recorded], config: SinkhornConfig, generator: torch.Generator | None = None
+) -> Directions:
+    """
+    Directions for which the shares that the index finds are nearest to those of attention. Nothing but the blocks that
+    tokens choose among counts, each token as much as it reads there.
     """
     longest = max(int(row.place.max()) for row in rows)
     if longest // config.block_size < config.num_sink_blocks + config.num_local_blocks:
         return start  # there is no block to choose
-    directions = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([directions], lr=0.02)
+    directions = tuple(x.clone().requires_grad_() for x in start)
+    optimizer = torch.optim.Adam(directions, lr=FIT_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, FIT_STEPS)
     with torch.enable_grad():
         for step in range(FIT_STEPS):
@@ -181,12 +205,12 @@ def fit_to_shares(
             query, key, place = row.query[:, :, sample].float(), row.key.float(), row.place[sample]
             with torch.no_grad():
                 aim = far_shares(query, key, place, config)
-            found = far_shares(query @ directions.unsqueeze(1), key @ directions, place, config)
+            found = far_shares(*compared(query, key, directions), place, config)
             optimizer.zero_grad()
             divergence(aim, found).sum(0).mean().backward()
             optimizer.step()
             schedule.step()
-    return directions.detach()
+    return tuple(x.detach() for x in directions)
 
 
 def far_shares(query: Tensor, key: Tensor, place: Tensor, config: SinkhornConfig) -> Tensor:

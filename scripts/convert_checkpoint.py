@@ -53,7 +53,9 @@ class ConversionArguments:
     )
     text_column_name: str = field(default="text", metadata={"help": "Its column."})
     calibration_rows: int = field(default=6, metadata={"help": "Pieces of text that the index is calibrated on."})
-    calibration_length: int = field(default=2048, metadata={"help": "Tokens of each."})
+    calibration_length: int = field(
+        default=4096, metadata={"help": "Tokens of each: an index that is used on longer texts than these finds less."}
+    )
     evaluation_length: int = field(
         default=2048,
         metadata={

@@ -202,7 +202,8 @@ def _sort_net_parameters(config: PreTrainedConfig) -> int:
         return layers * 2 * config.hidden_size * config.num_key_value_heads * config.head_dim
     if config.sort_net in ("keys", "index"):
         width = config.index_head_dim if config.sort_net == "index" else 0
-        return layers * config.num_key_value_heads * config.head_dim * width
+        heads = config.num_key_value_heads + (config.num_attention_heads if config.merges_index_heads else 0)
+        return layers * heads * config.head_dim * width
     hidden = config.hidden_size**2 if config.sort_net == "mlp" else 0
     return layers * (hidden + config.hidden_size * config.num_key_value_heads * config.max_num_blocks)
 

@@ -22,6 +22,7 @@ from conversion_sinkhorn import ConversionError, convert, converted_config
 from helpers import assert_close
 from index_calibration_sinkhorn import (
     Recorded,
+    compared,
     divergence,
     far_shares,
     fit_to_shares,
@@ -30,6 +31,7 @@ from index_calibration_sinkhorn import (
     record,
     repeat_passages,
     second_moments,
+    start_of_index,
 )
 
 
@@ -132,6 +134,7 @@ def test_by_default_tokens_choose_by_an_index(source):
     config = model.config
     assert (config.sort_granularity, config.sort_net, config.sort_assignment) == ("token", "index", "hard")
     assert (config.num_local_blocks, config.num_sink_blocks, config.sinkhorn_iterations) == (2, 1, 0)
+    assert config.num_index_heads == config.num_key_value_heads
     logits, expected = model(tokens).logits, source(tokens).logits
     assert_close(logits[:, :20], expected[:, :20])
     assert not torch.allclose(logits[:, 20:], expected[:, 20:], atol=1e-3)
@@ -221,24 +224,29 @@ def test_divergence_is_that_of_the_formula():
     assert divergence(aim, aim).abs().max() < 1e-6
 
 
-def test_a_fitted_index_finds_what_is_lost_in_products(monkeypatch):
+@pytest.mark.parametrize("heads", [4, 2], ids=["apart", "merged"])
+def test_a_fitted_index_finds_what_is_lost_in_products(heads, monkeypatch):
     """One direction has large products, which are the same for all keys, and so change no share."""
     monkeypatch.setattr(index_calibration_sinkhorn, "STEPS", 100)
     monkeypatch.setattr(index_calibration_sinkhorn, "FIT_STEPS", 200)
-    config, generator = converted_config(SOURCES["llama"], **BLOCKS), torch.Generator().manual_seed(0)
+    monkeypatch.setattr(index_calibration_sinkhorn, "FIT_RATE", 0.02)
+    config = converted_config(SOURCES["llama"], num_index_heads=heads, **BLOCKS)
+    generator = torch.Generator().manual_seed(0)
 
     def row():
         query, key = torch.randn(2, 2, 40, 4, generator=generator), torch.randn(2, 60, 4, generator=generator)
         key[..., 0], key[..., 2:] = 4, 0
+        if heads == 2:  # one query says what two want, where they want the same
+            query[:, 1] = query[:, 0]
         return Recorded(query * 2, key * 2, torch.randint(20, 60, (40,), generator=generator))
 
     *rows, other = (row() for _ in range(4))
-    start = index_directions(*second_moments(rows), 1)
+    start = start_of_index(index_directions(*second_moments(rows), 1), config)
     fitted = fit_to_shares(start, rows, config, generator)
     aim = far_shares(other.query, other.key, other.place, config)
     left = []
     for directions in (start, fitted):
-        found = far_shares(other.query @ directions.unsqueeze(1), other.key @ directions, other.place, config)
+        found = far_shares(*compared(other.query, other.key, directions), other.place, config)
         left.append(divergence(aim, found).mean().item())
     assert left[1] < left[0] / 4
 
