@@ -67,7 +67,11 @@ def evaluate(
     for candidate, hub in candidates:
         model, tokenizer = load(candidate, dtype, device, hub)
         results.begin(candidate.label, description(candidate, model))
-        for case in tqdm([case for case in cases if not results.has(candidate.label, case)], desc=candidate.label):
+        missing = [case for case in cases if not results.has(candidate.label, case)]
+        if tokenizer.chat_template is None and any(case.startswith("chat/") for case in missing):
+            print(f"{candidate.label} is not asked by chat: its tokenizer has no chat template.")
+            missing = [case for case in missing if not case.startswith("chat/")]
+        for case in tqdm(missing, desc=candidate.label):
             results.put(candidate.label, case, measures.run(case, model, tokenizer))
         del model
         if device == "cuda":

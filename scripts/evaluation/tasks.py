@@ -5,6 +5,7 @@ something hidden in them, the question, and the answer.
 
 `passkey`: one number in sentences that repeat. In prose: `keys`, one number asked for among several of other names;
 `values`, all numbers of one name; `variables`, names that are set to others, of which all with one value are asked for.
+`chat` is `keys`, asked as users of a chat ask, through the tokenizer's template, with the begin of the answer given.
 `quote` hides nothing: it gives some words of the prose, and asks for those that follow them there.
 """
 
@@ -36,40 +37,42 @@ class Hidden(NamedTuple):
 
     sentences: list[str]
     question: str
+    begin: str  # of what is answered, which is given
     answer: str
 
 
 def passkey(rng: random.Random) -> Hidden:
     key = _number(rng)
     sentence = f"The pass key is {key}. Remember it. {key} is the pass key."
-    return Hidden([sentence], "What is the pass key? The pass key is", f" {key}")
+    return Hidden([sentence], "What is the pass key?", "The pass key is", f" {key}")
 
 
 def keys(rng: random.Random) -> Hidden:
     names, numbers = rng.sample(NAMES, SEVERAL), [_number(rng) for _ in range(SEVERAL)]
     sentences = [f"The special number of {name} is {number}." for name, number in zip(names, numbers)]
-    question = f"What is the special number of {names[0]}? The special number of {names[0]} is"
-    return Hidden(sentences, question, f" {numbers[0]}")
+    question, begin = f"What is the special number of {names[0]}?", f"The special number of {names[0]} is"
+    return Hidden(sentences, question, begin, f" {numbers[0]}")
 
 
 def values(rng: random.Random) -> Hidden:
     name, numbers = rng.choice(NAMES), [_number(rng) for _ in range(SEVERAL)]
     sentences = [f"A special number of {name} is {number}." for number in numbers]
-    question = f"What are all the special numbers of {name}, in the order of the text? They are"
-    return Hidden(sentences, question, " " + ", ".join(numbers))
+    question = f"What are all the special numbers of {name}, in the order of the text?"
+    return Hidden(sentences, question, "They are", " " + ", ".join(numbers))
 
 
 def variables(rng: random.Random) -> Hidden:
     names, number = [name.upper() for name in rng.sample(NAMES, SEVERAL)], _number(rng)
     sentences = [f"VAR {names[0]} = {number}."]
     sentences += [f"VAR {name} = VAR {before}." for before, name in zip(names, names[1:])]
-    question = f"Which variables have the value {number}, in the order of the text? They are"
-    return Hidden(sentences, question, " " + ", ".join(names))
+    question = f"Which variables have the value {number}, in the order of the text?"
+    return Hidden(sentences, question, "They are", " " + ", ".join(names))
 
 
 TASKS: dict[str, Callable[[random.Random], Hidden]] = {
     "passkey": passkey,
     "keys": keys,
+    "chat": keys,
     "values": values,
     "variables": variables,
 }
@@ -91,14 +94,19 @@ def make_prompt(
         prose: the text around what is hidden; `passkey` has one of its own.
 
     Raises:
-        UserError: the length is too small for the task.
+        UserError: the length is too small for the task, or the tokenizer has no chat template for `chat`.
     """
     rng = random.Random(f"{task} {length} {depth} {seed}")
     start = [] if tokenizer.bos_token_id is None or not _adds_start(tokenizer) else [tokenizer.bos_token_id]
     if task == "quote":
         return _quote(rng, tokenizer, length, depth, prose, start)
     hidden = TASKS[task](rng)
-    question, answer = _question_and_answer(tokenizer, "\n\n" + hidden.question, hidden.answer)
+    between = " "
+    if task == "chat":
+        before, between = _around_message(tokenizer)
+        start = _tokens(tokenizer, before)
+    asked = f"\n\n{hidden.question}{between}{hidden.begin}"
+    question, answer = _question_and_answer(tokenizer, asked, hidden.answer)
     sentences = [_tokens(tokenizer, f"\n{text}\n") for text in hidden.sentences]
     room = length - len(start) - len(question) - len(answer) - sum(map(len, sentences))
     if room < 32:
@@ -110,7 +118,7 @@ def make_prompt(
             f"the text around what is hidden has {len(text)} tokens, {room} are needed: give longer texts."
         )
     first = round(depth * room)
-    lowest = 0 if task == "keys" else first
+    lowest = 0 if task in ("keys", "chat") else first
     places = [first, *sorted(rng.randint(lowest, room) for _ in sentences[1:])]
     tokens, done = list(start), 0
     for place, sentence in sorted(zip(places, sentences), key=lambda pair: pair[0]):
@@ -147,6 +155,18 @@ def _quote(
         f"--lengths {length}: no {GIVEN_WORDS} words stand in the text once: give other texts, or "
         "leave 'quote' out of --tasks."
     )
+
+
+def _around_message(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the chat template puts before a user's message, and after it up to where the answer begins."""
+    if tokenizer.chat_template is None:
+        raise UserError("--tasks chat: the tokenizer has no chat template; leave 'chat' out for this model.")
+    message = "<<message>>"
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], add_generation_prompt=True, tokenize=False
+    )
+    before, _, after = text.partition(message)
+    return before, after
 
 
 def _question_and_answer(

@@ -78,9 +78,13 @@ def test_a_quote_needs_words_that_stand_there_once(tiny_tokenizer):
         make_prompt("quote", tiny_tokenizer, 100, 0.5, 0, PROSE)
 
 
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
+
+
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("depth", [0, 0.5, 1])
-def test_prompts_have_the_length_and_depth_asked_for(task, depth, tiny_tokenizer):
+def test_prompts_have_the_length_and_depth_asked_for(task, depth, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
     prompt = make_prompt(task, tiny_tokenizer, 900, depth, 0, PROSE)
     assert len(prompt.tokens) + len(prompt.answer) == 900
     text, answer = (tiny_tokenizer.decode(tokens) for tokens in prompt)
@@ -96,6 +100,18 @@ def test_prompts_have_the_length_and_depth_asked_for(task, depth, tiny_tokenizer
 def test_the_asked_key_is_one_of_several(tiny_tokenizer):
     text = tiny_tokenizer.decode(make_prompt("keys", tiny_tokenizer, 900, 0.5, 0, PROSE).tokens)
     assert text.count("The special number of") == 5
+
+
+def test_a_chat_asks_for_the_same_through_the_template(tiny_tokenizer, monkeypatch):
+    with pytest.raises(UserError, match="chat: the tokenizer has no chat template"):
+        make_prompt("chat", tiny_tokenizer, 900, 0.5, 0, PROSE)
+    monkeypatch.setattr(tiny_tokenizer, "chat_template", TEMPLATE)
+    prompt = make_prompt("chat", tiny_tokenizer, 900, 0.5, 0, PROSE)
+    text, answer = (tiny_tokenizer.decode(tokens) for tokens in prompt)
+    before, asked = text.split("\n\nWhat is the special number of ")
+    name, begin = asked.split("?</><me>")
+    assert before.startswith("<user>Call me Ishmael.") and begin.strip() == f"The special number of {name} is"
+    assert f"The special number of {name} is {answer.strip()}." in before
 
 
 def test_too_short_prompts_are_refused(tiny_tokenizer):
@@ -172,6 +188,7 @@ def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
     run_script(monkeypatch, "evaluate_long_context.py", *flags)
     first = json.loads((tmp_path / "long.json").read_text(encoding="utf-8"))
     table = capsys.readouterr().out
+    assert "ours is not asked by chat" in table and "chat/300" not in first["summary"]["ours"]
     assert "| | source | ours |" in table and "keys read, 500 tokens | 500 | 36 |" in table
     found = first["summary"]["ours"]
     assert set(found["perplexity"]) == {"300", "500", "all"} and found["texts"] == 1
