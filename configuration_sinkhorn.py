@@ -284,7 +284,7 @@ class SinkhornConfig(PreTrainedConfig):
     @property
     def merges_index_heads(self) -> bool:
         """Whether an index compares one query for all query heads of a key/value head."""
-        return self.num_index_heads not in (None, self.num_attention_heads)
+        return self.sort_net == "index" and self.num_index_heads not in (None, self.num_attention_heads)
 
     @property
     def pooling(self) -> Literal["mean", "last", "cls"]:

@@ -59,9 +59,9 @@ def index_projections(source: PreTrainedModel, tokens: Tensor, config: SinkhornC
     projections = {}
     for layer, start in zip(tqdm(layers, desc="Calibrating the index"), directions):
         fitted = fit_to_shares(start_of_index(start, config), recorded[layer], config, generator)
-        for name, directions in zip(("index_proj", "index_query_proj"), fitted):
+        for name, projection in zip(("index_proj", "index_query_proj"), fitted):
             # Tensors of their own, as files need them.
-            projections[f"model.layers.{layer}.self_attn.sort_net.{name}"] = directions.to(source.dtype).clone(
+            projections[f"model.layers.{layer}.self_attn.sort_net.{name}"] = projection.to(source.dtype).clone(
                 memory_format=torch.contiguous_format
             )
     return projections

@@ -157,7 +157,7 @@ class SinkhornSortNet(nn.Module):
 
     def of_query_heads(self, query: Tensor) -> Tensor:
         """`(B, G, n, r, D)` rotated queries to what is compared of them, `(B, G, r, n, C)`; `r` is 1 of merged heads."""
-        if self.config.sort_net == "index" and self.config.merges_index_heads:
+        if self.config.merges_index_heads:
             return _project(query.flatten(3), self.index_query_proj).unsqueeze(2)
         query = query.transpose(2, 3)
         return self.of_heads(query.flatten(2, 3)).unflatten(2, query.shape[2:4])

@@ -238,7 +238,8 @@ def conversion() -> dict[str, Any]:
     longer = read_results("conversion/smollm2_lengths.json")["summary"]
     names = {
         "source": "as it was",
-        "index of 32": "converted",
+        "merged": "converted",
+        "index of 32": "index of 32, heads apart",
         "index": "index of 16",
         "keys": "means of keys",
         "index, 4 blocks": "4 blocks, index of 16",
@@ -261,10 +262,11 @@ def conversion() -> dict[str, Any]:
                 for length in lengths
             }
             for name, label in names.items()
+            if all(f"passkey/{length}" in longer[name] for length in lengths)
         },
         "found": {
             names[name]: {task: round(found[name][task]["given"], 4) for task in tasks}
-            for name in ("source", "index of 32", "window")
+            for name in ("source", "merged", "window")
         },
     }
 

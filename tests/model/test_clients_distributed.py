@@ -51,6 +51,7 @@ def test_fsdp_of_accelerate_wraps_each_layer(monkeypatch):
         {"sort_net": "mlp"},
         {"sort_net": "index"},
         {"sort_net": "index", "sort_granularity": "token"},
+        {"sort_net": "index", "sort_granularity": "token", "num_index_heads": 2},
         {"sort_net": "keys", "key_piece_size": 2},
     ],
     ids=str,
@@ -59,10 +60,12 @@ def test_tensor_parallel(overrides, tmp_path):
     two_processes.run_in_two(two_processes.tensor_parallel, tmp_path, str(tmp_path), overrides)
 
 
+@pytest.mark.parametrize("num_index_heads", [None, 2])
 @pytest.mark.parametrize("sort_net", ["bilinear", "linear", "mlp", "keys", "index"])
 @pytest.mark.parametrize("layer_type", ["sinkhorn_attention", "local_attention"])
-def test_the_tensor_parallel_plan_names_what_the_model_has(layer_type, sort_net):
-    model = SinkhornModel(tiny_config(layer_type, sort_net=sort_net, sort_assignment="hard", key_piece_size=2))
+def test_the_tensor_parallel_plan_names_what_the_model_has(layer_type, sort_net, num_index_heads):
+    fields = {"sort_assignment": "hard", "key_piece_size": 2, "num_index_heads": num_index_heads}
+    model = SinkhornModel(tiny_config(layer_type, sort_net=sort_net, **fields))
     expected = {
         name.removesuffix(".weight").replace("layers.0", "layers.*")
         for name, parameter in model.named_parameters()
