@@ -13,17 +13,25 @@ from common.errors import UserError
 from common.run_record import command, provenance, write_json
 
 
+RECORD = ("command", "commit", "machine", "versions")  # of a run
+
+
 class Results:
-    """`models[label]` holds a description and, in `measured`, a value for each case: `task/length/depth/seed`."""
+    """
+    `models[label]` holds a description and, in `measured`, a value for each case: `task/length/depth/seed`. The records of
+    runs whose results are kept stay in the file too.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.models: dict[str, dict[str, Any]] = {}
+        self.earlier_runs: list[dict[str, Any]] = []
         if path.is_file():
             try:
                 saved = json.loads(path.read_text(encoding="utf-8"))
                 # A file has its keys in the order of the alphabet; the first model is the one that others are compared with.
                 self.models = {label: saved["models"][label] for label in saved["labels"]}
+                self.earlier_runs = [*saved.get("earlier_runs", []), {name: saved[name] for name in RECORD}]
             except (ValueError, KeyError):
                 raise UserError(f"--results {path} is no file of this program: name another, or delete it.") from None
 
@@ -50,7 +58,9 @@ class Results:
         content = {"labels": list(self.models), "models": self.models, "summary": summary(self.models)}
         # Of a folder anywhere on this machine its name says enough.
         flags = [re.sub(r"(^|=)/[^?,]*/", r"\1", flag) for flag in command()]
-        write_json(self.path, {**provenance(), "command": flags, **content})
+        run = json.loads(json.dumps({**provenance(), "command": flags}))
+        earlier = [record for record in self.earlier_runs if record != run]
+        write_json(self.path, {**run, **content, "earlier_runs": earlier})
 
 
 def summary(models: dict[str, dict[str, Any]]) -> dict[str, Any]:

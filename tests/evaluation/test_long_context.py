@@ -212,6 +212,7 @@ def test_it_compares_and_resumes(folders, tmp_path, monkeypatch, capsys):
         "cost",
     )
     again = json.loads((tmp_path / "long.json").read_text(encoding="utf-8"))
+    assert [run["command"] for run in again["earlier_runs"]] == [first["command"]] != [again["command"]]
     assert again["models"]["ours"] == first["models"]["ours"] and again["labels"] == ["source", "ours", "window"]
     assert again["summary"]["source"]["worst_text"] == 1  # still the one that others are compared with
     assert again["summary"]["window"]["cost/500"]["keys_read"] == 20
