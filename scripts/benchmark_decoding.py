@@ -54,6 +54,11 @@ VARIANTS = {
     "sinkhorn, hard": {"sort_assignment": "hard"},
     "each token chooses": {**BY_TOKEN, "sort_net": "keys"},
     "each token chooses, index": {**BY_TOKEN, "sort_net": "index"},
+    "each token chooses, index of merged heads": {
+        **BY_TOKEN,
+        "sort_net": "index",
+        "num_index_heads": MODEL["num_key_value_heads"],
+    },
     FULL_ATTENTION: {"layer_types": ["full_attention"] * MODEL["num_hidden_layers"]},
 }
 PREFILL_CHUNK = 2048
