@@ -289,7 +289,12 @@ def draw_conversion(data: dict[str, Any]) -> plt.Figure:
         label: {end if end == "all" else f"to {int(end):,}": 100 * (value - 1) for end, value in values.items()}
         for label, values in list(data["perplexity"].items())[1:]
     }
-    bars(perplexity, more, (BLUE, "tab:gray", "tab:cyan", "tab:purple", "tab:olive", GREEN), "more perplexity than as it was, %")
+    bars(
+        perplexity,
+        more,
+        (BLUE, "tab:gray", "tab:cyan", "tab:purple", "tab:olive", GREEN),
+        "more perplexity than as it was, %",
+    )
     perplexity.set_xlabel("tokens", fontsize=7)
     lines = {
         label: {f"{name.partition('/')[0]}\n{int(name.partition('/')[2]):,}": value for name, value in values.items()}

@@ -78,7 +78,9 @@ def test_a_quote_needs_words_that_stand_there_once(tiny_tokenizer):
         make_prompt("quote", tiny_tokenizer, 100, 0.5, 0, PROSE)
 
 
-TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<me>{% endif %}"
+)
 
 
 @pytest.mark.parametrize("task", TASKS)
