@@ -79,7 +79,8 @@ def main() -> None:
     candidates = [parse_candidate(text) for text in args.models]
     if len({candidate.label for candidate in candidates}) < len(candidates):
         raise UserError("--models: two have one label; write LABEL=MODEL.")
-    texts = long_texts(args.texts_file, args.text_column_name, args.num_texts, CHARACTERS_PER_TOKEN * args.lengths[-1])
+    characters = 0 if set(args.tasks) == {"cost"} else CHARACTERS_PER_TOKEN * args.lengths[-1]  # time needs no text
+    texts = long_texts(args.texts_file, args.text_column_name, args.num_texts, characters)
     hub = {"revision": args.model_revision, "trust_remote_code": args.trust_remote_code}
     results = Results(Path(args.results))
     if args.jobs > 1:

@@ -257,6 +257,15 @@ def test_several_at_a_time_give_what_one_gives(folders, tmp_path):
     assert {path.name for path in (tmp_path / "2.parts").iterdir()} == {"0.json", "1.json"}
 
 
+def test_times_need_no_text_of_that_length(folders, tmp_path, monkeypatch):
+    flags = ["--results", tmp_path / "long.json", "--tasks", "cost", "--rounds", 1, "--models", folders[1]]
+    text = tmp_path / "short.txt"
+    text.write_text("Call me Ishmael.", encoding="utf-8")
+    run_script(monkeypatch, "evaluate_long_context.py", *flags, "--lengths", 600, "--texts_file", text)
+    found = json.loads((tmp_path / "long.json").read_text(encoding="utf-8"))["summary"]["ours"]
+    assert found["cost/600"]["prefill_seconds"] > 0
+
+
 def test_times_are_measured_alone(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="leave 'cost' out of --tasks"):
         run_script(
