@@ -37,8 +37,9 @@ class WriterArguments:
     dtype: str | None = field(
         default=None,
         metadata={
-            "help": "float32, bfloat16, float16, or auto, that of the files; default: auto on a GPU, float32 on a CPU, "
-            "most of which take many times as long for half precision."
+            "help": "float32, bfloat16, float16, or auto, that of the files; default: auto on a GPU; on a CPU bfloat16 "
+            "for files in it where the processor computes in it, else float32: others take many times as long for half "
+            "precision."
         },
     )
     seed: int = field(default=0, metadata={"help": "Of the sampling."})
@@ -84,9 +85,16 @@ def open_writer(args: WriterArguments) -> tuple[PreTrainedModel, PreTrainedToken
             "causal model, as run_clm.py makes them."
         )
     has_gpu = torch.cuda.is_available()
-    dtype = args.dtype or ("auto" if has_gpu else "float32")
+    dtype = args.dtype or ("auto" if has_gpu else fastest_on_cpu(config.dtype))
     model = AutoModelForCausalLM.from_pretrained(args.model_name_or_path, dtype=dtype, **hub).eval()
     return model.to("cuda" if has_gpu else "cpu"), tokenizer
+
+
+def fastest_on_cpu(of_files: torch.dtype | None) -> torch.dtype:
+    """In which to compute on this processor, with weights of that type in the files."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
+    has_instructions = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if has_instructions and of_files == torch.bfloat16 else torch.float32
 
 
 def read_text(path: str) -> str:

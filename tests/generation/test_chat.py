@@ -16,7 +16,7 @@ from transformers import (
 
 from common.errors import UserError
 from generation.conversation import Conversation
-from generation.sampling import WriterArguments, open_writer
+from generation.sampling import WriterArguments, fastest_on_cpu, open_writer
 from helpers import run_script, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornModel
 
@@ -174,13 +174,16 @@ def test_a_document_longer_than_the_training_is_told(folder, monkeypatch, capsys
     assert "more than the" in capsys.readouterr().err
 
 
-def test_half_precision_is_widened_on_a_cpu(folder, monkeypatch):
+def test_half_precision_is_widened_on_a_cpu_that_has_no_instructions_for_it(folder, monkeypatch):
     """Most CPUs take many times as long for it."""
     if torch.cuda.is_available():
         pytest.skip("a GPU keeps the type of the files")
     name = folder / "model"
     SinkhornForCausalLM.from_pretrained(name).to(torch.bfloat16).save_pretrained(name)
-    assert open_writer(WriterArguments(str(name)))[0].dtype == torch.float32
+    for instructions, dtype in (({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=instructions: found, raising=False)
+        assert open_writer(WriterArguments(str(name)))[0].dtype == dtype
+    assert fastest_on_cpu(torch.float16) == fastest_on_cpu(None) == torch.float32
     assert open_writer(WriterArguments(str(name), dtype="auto"))[0].dtype == torch.bfloat16
     with pytest.raises(UserError, match="--dtype must be float32, bfloat16, float16 or auto, got half"):
         WriterArguments(str(name), dtype="half")
