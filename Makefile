@@ -3,7 +3,8 @@
 #   make demo    train the long-document classifier on the data that ships, and print its table
 #   make test    check style and run every test but the slow ones, on all cores
 #
-# And a third, `make benchmark`, measures speed and memory beside other models, in 15 minutes (ARGS=--quick: in 2).
+# And a third, `make benchmark`, measures speed and memory beside other models, of whole texts, in decoding, and of other
+# people's models with this attention, in 15 minutes (ARGS=--quick: in 2).
 #
 # `make test-oldest` runs the tests of the model with the oldest Transformers and torch, in an environment of its own.
 #
@@ -42,8 +43,12 @@ test-oldest: $(OLDEST_VENV)/.test
 	$(OLDEST_VENV)/bin/python -m pytest $(WORKERS) tests/model $(ARGS)
 
 benchmark: $(VENV)/.benchmark
-	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(ARGS)
+	$(BIN)/python scripts/benchmark.py --results $(RESULTS) --minutes 8 $(ARGS)
 	$(BIN)/python scripts/maintain.py plots $(RESULTS) --output $(RESULTS:.json=.png)
+	$(BIN)/python scripts/benchmark_decoding.py --results $(RESULTS:.json=_decoding.json) \
+		$(or $(filter --quick,$(ARGS)),--contexts 1024 4096 16384 --minutes 3)
+	$(BIN)/python scripts/benchmark_interface.py --results $(RESULTS:.json=_interface.json) \
+		$(or $(filter --quick,$(ARGS)),--rounds 2 --minutes 4)
 
 style: $(VENV)/.dev
 	$(BIN)/ruff check .

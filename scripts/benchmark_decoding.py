@@ -7,13 +7,14 @@ interleaved in one process.
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding_batch8.json --batch_size 8 \
         --rounds 3 --contexts 1024 4096
-    python scripts/benchmark_decoding.py --results runs/quick.json --contexts 512 2048 --rounds 2
+    python scripts/benchmark_decoding.py --results runs/quick.json --quick      # half a minute
 
 A round decodes one block of tokens, so every figure includes one sorting pass; the step that opens the block, which makes
 it, is given apart too. Weights and tokens are random: the cost
 does not depend on them. There are no figures unless decoding equals the full forward pass.
 """
 
+import math
 import statistics
 import sys
 import time
@@ -62,6 +63,7 @@ VARIANTS = {
     FULL_ATTENTION: {"layer_types": ["full_attention"] * MODEL["num_hidden_layers"]},
 }
 PREFILL_CHUNK = 2048
+QUICK = {"contexts": [512, 2048], "rounds": 1}
 
 
 def make_model(variant: str, **overrides) -> SinkhornForCausalLM:
@@ -144,7 +146,14 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 4096, 16384, 65536], help="In tokens.")
     parser.add_argument("--batch_size", type=int, default=1, help="Rows that are decoded together.")
     parser.add_argument("--rounds", type=int, default=7, help="Blocks of tokens that each figure is the median of.")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="After these, no further round begins, but the first. 0: no limit."
+    )
+    parser.add_argument("--quick", action="store_true", help="Short contexts, one round.")
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
     arguments = parser.parse_args()
+    deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
 
     parity = {variant: check_parity(variant) for variant in VARIANTS}
     models = {variant: make_model(variant) for variant in VARIANTS}
@@ -155,6 +164,8 @@ def main() -> None:
         memory[variant, context] = megabytes(caches[variant, context])
     times = {case: [] for case in cases}
     for round_number in tqdm(range(arguments.rounds + 1), desc="Rounds"):
+        if round_number > 1 and time.monotonic() > deadline:
+            break
         for variant, context in cases:
             cache = caches[variant, context]
             steps = decode(models[variant], cache, arguments.batch_size, MODEL["block_size"])
@@ -180,7 +191,7 @@ def main() -> None:
             "dtype": "float32",
             "batch_size": arguments.batch_size,
             "parity": parity,
-            "rounds": arguments.rounds,
+            "rounds": len(times[cases[0]]),
             "rows": rows,
         },
     )

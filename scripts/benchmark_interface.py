@@ -4,7 +4,7 @@ Measures the time of models of other types with `attn_implementation="sinkhorn"`
 lengths: a forward pass, and a forward and backward pass. Rounds are interleaved in one process.
 
     python scripts/benchmark_interface.py --results results/benchmarks/interface.json      # an hour on two CPU cores
-    python scripts/benchmark_interface.py --results runs/quick.json --lengths 1024 2048 --rounds 2
+    python scripts/benchmark_interface.py --results runs/quick.json --quick      # half a minute
 
 The models have the shapes of MiniLM, ModernBERT-base and SmolLM2-135M, with fewer layers; weights and tokens are random:
 the cost does not depend on them. There are no figures unless a text that is read whole gives SDPA's numbers.
@@ -12,6 +12,7 @@ the cost does not depend on them. There are no figures unless a text that is rea
 
 import argparse
 import gc
+import math
 import operator
 import statistics
 import sys
@@ -60,6 +61,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 IMPLEMENTATIONS = ("sdpa", NAME)
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
+QUICK = {"lengths": [1024, 2048], "rounds": 1}
 
 
 def make_model(name: str, attn_implementation: str, length: int, **overrides: Any) -> PreTrainedModel:
@@ -123,14 +125,20 @@ def measure(name: str, length: int, rounds: int, kinds: list[str]) -> dict[str, 
     return cell
 
 
-def affordable(rows: dict[str, Any], length: int, most: float) -> list[str]:
-    """The passes that SDPA is expected to take at most that many seconds for."""
+def affordable(rows: dict[str, Any], length: int, most: float, rounds: int = 1, left: float = math.inf) -> list[str]:
+    """The passes that SDPA is expected to take at most `most` seconds for, and of those as many as fit into what is left."""
 
     def expected(kind: str) -> float:
         earlier = {int(n): cell[kind]["sdpa"]["seconds"] for n, cell in rows.items() if kind in cell}
-        return predict(earlier, length) if earlier or not rows else float("inf")
+        return predict(earlier, length) if earlier or not rows else math.inf
 
-    return [kind for kind in PASSES if expected(kind) <= most]
+    kinds = []
+    for kind in PASSES:
+        seconds_of_all = 2 * (rounds + 1) * expected(kind)  # ours takes less, or little more
+        if expected(kind) <= most and seconds_of_all <= left:
+            kinds.append(kind)
+            left -= seconds_of_all
+    return kinds
 
 
 def first_faster(rows: dict[str, Any], kind: str) -> int | None:
@@ -150,11 +158,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="NAME")
     parser.add_argument("--rounds", type=int, default=5, help="Passes that each figure is the median of.")
     parser.add_argument("--max_seconds_per_pass", type=float, default=240.0, help="Slower ones are left out.")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="Passes that would take longer are left out. 0: no limit."
+    )
+    parser.add_argument("--quick", action="store_true", help="Short texts, one round.")
+    if parser.parse_args().quick:
+        parser.set_defaults(**QUICK)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse_arguments()
+    deadline = time.monotonic() + 60 * arguments.minutes if arguments.minutes else math.inf
     record = {
         **provenance(),
         "command": ["scripts/benchmark_interface.py", *sys.argv[1:]],
@@ -168,7 +183,8 @@ def main() -> None:
     for length in sorted(arguments.lengths):
         for name in tqdm(arguments.models, desc=f"{length:,} tokens"):
             rows = record["rows"][name]
-            kinds = affordable(rows, length, arguments.max_seconds_per_pass)
+            left = deadline - time.monotonic()
+            kinds = affordable(rows, length, arguments.max_seconds_per_pass, arguments.rounds, left)
             if kinds:
                 rows[str(length)] = measure(name, length, arguments.rounds, kinds)
                 write_json(arguments.results, record)

@@ -65,8 +65,26 @@ def test_decoding(tmp_path, monkeypatch, capsys):
         assert f"| {name}" in printed
         assert row["64"]["milliseconds_per_token"] > 0 and row["64"]["ratio_to_first_context"] == 1
         assert row["256"]["cache_megabytes"] > row["64"]["cache_megabytes"]
+    assert record["rounds"] == 1
     # Keys and values alone, in float32: two heads of 8 in four layers.
     assert record["rows"]["full attention"]["256"]["cache_megabytes"] == pytest.approx(256 * 2 * 2 * 8 * 4 * 4 / 2**20)
+
+
+def test_time_limits_and_quick_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(benchmark_decoding.MODEL, "num_hidden_layers", 1)
+    monkeypatch.setattr(
+        benchmark_decoding, "VARIANTS", {benchmark_decoding.FULL_ATTENTION: {"layer_types": ["full_attention"]}}
+    )
+    monkeypatch.setattr(benchmark_decoding, "QUICK", {"contexts": [64], "rounds": 1})
+    file = tmp_path / "decoding.json"
+    run_script_of(
+        monkeypatch, benchmark_decoding, "--results", file, "--contexts", 64, "--rounds", 99, "--minutes", 1e-6
+    )
+    assert json.loads(file.read_text())["rounds"] == 1  # the first is always made
+    run_script_of(monkeypatch, benchmark_decoding, "--results", file, "--quick")
+    assert list(json.loads(file.read_text())["rows"][benchmark_decoding.FULL_ATTENTION]) == ["64"]
+    monkeypatch.setattr(sys, "argv", ["benchmark_interface.py", "--results", "x.json", "--quick"])
+    assert benchmark_interface.parse_arguments().lengths == benchmark_interface.QUICK["lengths"]
 
 
 # Models of other types -------------------------------------------------------------------------------------------------
@@ -104,6 +122,10 @@ def test_where_sparse_attention_becomes_faster():
     assert benchmark_interface.affordable(times, 4096, 100.0) == ["forward", "forward_backward"]
     assert benchmark_interface.affordable(times, 16384, 100.0) == []
     assert benchmark_interface.affordable({}, 16384, 100.0) == ["forward", "forward_backward"]
+    # Of 4,096 tokens a pass of each kind takes 8 to 32 seconds, so that six of them take 48 to 192.
+    assert benchmark_interface.affordable(times, 4096, 100.0, rounds=2, left=200.0) == ["forward"]
+    assert benchmark_interface.affordable(times, 4096, 100.0, rounds=2, left=20.0) == []
+    assert benchmark_interface.affordable({}, 1024, 100.0, left=-1.0) == []
 
 
 def run_script_of(monkeypatch, module, *flags):
