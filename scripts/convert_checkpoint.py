@@ -54,7 +54,10 @@ class ConversionArguments:
     text_column_name: str = field(default="text", metadata={"help": "Its column."})
     calibration_rows: int = field(default=6, metadata={"help": "Pieces of text that the index is calibrated on."})
     calibration_length: int = field(
-        default=4096, metadata={"help": "Tokens of each: an index that is used on longer texts than these finds less."}
+        default=8192,
+        metadata={
+            "help": "Tokens of each, up to what the model was made for: an index that is used on longer texts finds less."
+        },
     )
     evaluation_length: int = field(
         default=2048,

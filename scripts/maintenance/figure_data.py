@@ -238,7 +238,7 @@ def conversion() -> dict[str, Any]:
     longer = read_results("conversion/smollm2_lengths.json")["summary"]
     names = {
         "source": "as it was",
-        "merged": "converted",
+        "converted": "converted",
         "index of 32": "index of 32, heads apart",
         "index": "index of 16",
         "keys": "means of keys",
@@ -266,7 +266,7 @@ def conversion() -> dict[str, Any]:
         },
         "found": {
             names[name]: {task: round(found[name][task]["given"], 4) for task in tasks}
-            for name in ("source", "merged", "window")
+            for name in ("source", "converted", "window")
         },
     }
 
