@@ -26,8 +26,8 @@ class SinkhornDynamicLayer(BlockStates, DynamicLayer):
         self.reset()
 
     def _capacity(self, num_blocks: int) -> int:
-        # A quarter more, so that each token is copied a few times in all, however long the text becomes.
-        return num_blocks + num_blocks // 4 + 8
+        # An eighth more, so that each token is copied some eight times in all, however long the text becomes.
+        return num_blocks + num_blocks // 8 + 4
 
     def _cumulative_length_on(self, device: torch.device) -> int:
         return self.cumulative_length
