@@ -38,7 +38,17 @@ from benchmarking.extras import (
 )
 from benchmarking.limits import limits, limits_table
 from benchmarking.memory import Task, peak_memory
-from benchmarking.models import FLOOR, FULL_ATTENTION, PEERS, SINKHORN_SOFT, SINKHORN_VARIANTS, make_model, model_names
+from benchmarking.models import (
+    FLOOR,
+    FULL_ATTENTION,
+    PEERS,
+    SINKHORN_SOFT,
+    SINKHORN_VARIANTS,
+    SIZES,
+    SMALL,
+    make_model,
+    model_names,
+)
 from benchmarking.parity import check_all
 from benchmarking.passes import FORWARD_BACKWARD, PASSES, single_row
 from benchmarking.report import conclusions, seconds_by_length, table
@@ -66,7 +76,7 @@ def main() -> None:
     chosen = [name for name in model_names() if name == FLOOR or name in arguments.models]
     deadline = time.perf_counter() + arguments.minutes * 60 if arguments.minutes else math.inf
     parity = check_all([name for name in chosen if name in SINKHORN_VARIANTS], arguments.device)
-    models, left_out = describe(chosen, max(arguments.lengths))
+    models, left_out = describe(chosen, max(arguments.lengths), arguments.size)
     record = {
         **provenance(),
         "command": ["scripts/benchmark.py", *sys.argv[1:]],
@@ -87,7 +97,7 @@ def main() -> None:
                 record["rows"][name][str(length)] = cell
             write_json(arguments.results, record)
     if arguments.device == "cpu" and arguments.dtype == "float32":
-        record["limits"] = limits(record["rows"], sorted(arguments.lengths))
+        record["limits"] = limits(record["rows"], sorted(arguments.lengths), arguments.size)
     record |= extras(arguments, record["rows"], deadline) | conclusions(record["rows"]) | {"complete": True}
     write_json(arguments.results, record)
     report(record, sorted(arguments.lengths))
@@ -111,6 +121,10 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if cuda else "cpu", help="cpu or cuda.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on CUDA.")
+    parser.add_argument(
+        "--size", choices=tuple(SIZES), default=SMALL, help="Of all models: 4 layers 256 wide, or 12 layers 768 wide."
+    )
+    parser.add_argument("--compile", action="store_true", help="Compile every model.")
     parser.add_argument("--lengths", type=int, nargs="+", help="In tokens; to 16,384 on a CPU, to 131,072 on CUDA.")
     parser.add_argument(
         "--seconds_per_length", type=float, default=20.0, help="Time for more rounds than the minimum."
@@ -133,12 +147,22 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def describe(chosen: list[str], length: int) -> tuple[dict[str, Any], dict[str, str]]:
+def placement_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `make_model` is told of every model."""
+    return {
+        "device": arguments.device,
+        "dtype": getattr(torch, arguments.dtype),
+        "size": arguments.size,
+        "compiled": arguments.compile,
+    }
+
+
+def describe(chosen: list[str], length: int, size: str = SMALL) -> tuple[dict[str, Any], dict[str, str]]:
     """The configuration and size of each model, and the reason for each peer that cannot be made."""
     models, left_out = {}, {}
     for name in chosen:
         try:
-            benchmark_model = make_model(name, length)
+            benchmark_model = make_model(name, length, size=size)
         except (ImportError, ValueError, TypeError, AttributeError) as error:
             if name not in PEERS:
                 raise
@@ -176,14 +200,14 @@ def measure_length(
     length: int, arguments: argparse.Namespace, rows: dict[str, Any], deadline: float
 ) -> dict[str, Any]:
     """`{model: cell}` at one length. A cell holds the measurements, or the reason under `skipped`."""
-    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    placement = placement_of(arguments)
     expected = {name: expected_seconds(rows, name, length) for name in rows}
     skipped = too_slow(expected, arguments.max_seconds_per_pass)
     costs = {n: sum(expected[n].values()) * (1 + minimum_rounds(n)) for n in rows if n not in skipped}
     skipped |= too_costly(costs, time_for(length, arguments, deadline))
     memory = {}
     for name in tqdm([name for name in rows if name not in skipped], desc=f"{length:,} tokens: memory"):
-        task = Task(name, length, arguments.device, arguments.dtype)
+        task = Task(name, length, **placement | {"dtype": arguments.dtype})
         memory[name] = peak_memory(task, timeout=4 * arguments.max_seconds_per_pass)
         if "reason" in memory[name]:
             skipped[name] = memory[name]["reason"]
@@ -248,7 +272,7 @@ def add_memory(cells: dict[str, Any], memory: dict[str, Any]) -> None:
 
 def extras(arguments: argparse.Namespace, rows: dict[str, Any], deadline: float) -> dict[str, Any]:
     """Long rows, activation checkpointing, padded and packed batches."""
-    placement = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
+    placement = placement_of(arguments)
     result: dict[str, Any] = {}
 
     def left() -> float:

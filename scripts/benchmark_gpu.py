@@ -21,6 +21,7 @@ import transformers
 from benchmarking.gpu.accuracy import parity
 from benchmarking.gpu.device import ceilings
 from benchmarking.gpu.operators import attention, balancing
+from benchmarking.gpu.token_routing import token_routing
 from benchmarking.gpu.utilization import compiled, utilization
 from common.command_line import make_parser
 from common.run_record import command, provenance, write_json
@@ -56,6 +57,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ceilings": ceilings,
     "balancing": balancing,
     "attention": attention,
+    "token_routing": token_routing,
     "parity": parity,
     "work": utilization,
     "compiled": compiled,

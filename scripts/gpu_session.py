@@ -7,7 +7,8 @@ stopped.
     python scripts/gpu_session.py --output_dir runs/gpu --list
     python scripts/gpu_session.py --output_dir runs/tiny --tiny       # every command at a tiny size, without a GPU
 
-The parts: parity and speed of the kernels; whole models; routing by token at length, and on needles; the Long Range
+The parts: parity and speed of the kernels; whole models, also compiled, and of 12 layers that are 768 wide; routing by
+token at length, and on needles; the Long Range
 Arena's ListOps and byte text at the arena's own sizes; a language model of 25 million parameters. `session.json` in the
 folder says which are done. Results that are to be kept are copied to `results/` by hand.
 """
@@ -45,6 +46,11 @@ class Part(NamedTuple):
 
 
 ARENA = "--only local,soft,hard,full --seeds 0 --results_dir {out}/experiments --work_dir {out}/work"
+WHOLE_MODELS = (
+    '--lengths 4096 8192 16384 65536 --models floor "sinkhorn soft" "sinkhorn hard" "full attention" "causal sinkhorn soft" '
+    '"causal full attention" "causal token" --ragged_longest 0 --checkpointing_lengths --long_length 0'
+)
+TINY_MODELS = "--lengths 64 --models floor --minutes 3 --seconds_per_length 0.1"
 PARTS = (
     Part("kernels", 3, "benchmark_gpu.py --results {out}/kernels.json", None),
     Part(
@@ -60,6 +66,24 @@ PARTS = (
         'floor "causal token" "causal token, balanced" "causal window of 7 blocks" "causal full attention" '
         "--ragged_longest 0 --checkpointing_lengths --long_length 0",
         '--device cpu --lengths 64 --models floor "causal token" --minutes 1 --seconds_per_length 0.1',
+    ),
+    Part(
+        "compiled",
+        3,
+        f"benchmark.py --results {{out}}/compiled.json --resume --minutes {{minutes}} --compile {WHOLE_MODELS}",
+        f"--device cpu {TINY_MODELS}",
+    ),
+    Part(
+        "base",
+        3,
+        f"benchmark.py --results {{out}}/base.json --resume --minutes {{minutes}} --size base {WHOLE_MODELS}",
+        f"--device cpu {TINY_MODELS}",
+    ),
+    Part(
+        "base_compiled",
+        3,
+        f"benchmark.py --results {{out}}/base_compiled.json --resume --minutes {{minutes}} --size base --compile {WHOLE_MODELS}",
+        f"--device cpu {TINY_MODELS}",
     ),
     Part(
         "needles",

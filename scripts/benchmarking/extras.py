@@ -101,9 +101,9 @@ def measure_long(length: int, placement: Mapping[str, Any], timeout: float) -> d
 
 
 def _peak(length: int, placement: Mapping[str, Any], enabled: bool, timeout: float = 600) -> dict[str, Any]:
-    dtype = str(placement["dtype"]).removeprefix("torch.")
+    settings = {**placement, "dtype": str(placement["dtype"]).removeprefix("torch.")}
     answer = peak_memory(
-        Task(SINKHORN_SOFT, length, placement["device"], dtype, enabled, kinds=(FORWARD_BACKWARD,)), timeout
+        Task(SINKHORN_SOFT, length, checkpointing=enabled, kinds=(FORWARD_BACKWARD,), **settings), timeout
     )
     return answer[FORWARD_BACKWARD] | {key: answer[key] for key in ("reason",) if key in answer}
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from benchmarking.models import FLOOR, SINKHORN_SOFT, sinkhorn_config
+from benchmarking.models import FLOOR, SINKHORN_SOFT, SMALL, sinkhorn_config
 from benchmarking.passes import FORWARD, FORWARD_BACKWARD
 
 
@@ -34,9 +34,9 @@ class Product(NamedTuple):
         return Product(count, m, n, k), Product(count, k, m, n)
 
 
-def products(name: str, length: int) -> list[Product]:
+def products(name: str, length: int, size: str = SMALL) -> list[Product]:
     """The products of one layer of the model of that name, but for its four projections, on a row of `length` tokens."""
-    config = sinkhorn_config(name)
+    config = sinkhorn_config(name, size)
     b, heads, groups, width = (
         config.block_size,
         config.num_attention_heads,
@@ -67,14 +67,14 @@ def seconds_of(product: Product) -> float:
     return statistics.median(times)
 
 
-def limits(rows: dict[str, Any], lengths: list[int]) -> dict[str, Any]:
+def limits(rows: dict[str, Any], lengths: list[int], size: str = SMALL) -> dict[str, Any]:
     """`{model: {length: {pass: multiple of the floor's time}}}` of the `LIMITED` models that `rows` has."""
     cases = [(name, length) for name in LIMITED if name in rows for length in lengths if str(length) in rows[name]]
     found: dict[str, Any] = {}
     for name, length in tqdm(cases, desc="Limits by products"):
-        layers, floor = sinkhorn_config(name).num_hidden_layers, rows[FLOOR][str(length)]
+        layers, floor = sinkhorn_config(name, size).num_hidden_layers, rows[FLOOR][str(length)]
         forward = backward = 0.0
-        for product in products(name, length):
+        for product in products(name, length, size):
             forward += layers * seconds_of(product)
             backward += layers * sum(map(seconds_of, product.backward()))
         times = {FORWARD: forward, FORWARD_BACKWARD: forward + backward}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from benchmarking.models import make_model
+from benchmarking.models import SMALL, BenchmarkModel, make_model
 from benchmarking.passes import FORWARD, PASSES, enable_checkpointing, prepare, run, single_row
 from common.peak_memory import peak_since, reset_peak, return_freed_memory_at_once
 
@@ -37,6 +37,11 @@ class Task(NamedTuple):
     dtype: str = "float32"
     checkpointing: bool = False
     kinds: tuple[str, ...] = PASSES
+    size: str = SMALL
+    compiled: bool = False
+
+    def make_model(self, length: int) -> BenchmarkModel:
+        return make_model(self.name, length, self.device, getattr(torch, self.dtype), self.size, self.compiled)
 
 
 def peak_memory(task: Task, timeout: float = 600) -> dict[str, Any]:
@@ -109,7 +114,7 @@ def _child(sender: Connection, task: Task, threads: int) -> None:
 def _on_cpu(task: Task) -> dict[str, Any]:
     return_freed_memory_at_once()
     # Warms up thread pools and library buffers, on another model: some adapt to the length of their first row.
-    small = make_model(task.name, WARM_UP_LENGTH)
+    small = task.make_model(WARM_UP_LENGTH)
     for kind in PASSES:
         prepare(small, kind)
         run(small, single_row(WARM_UP_LENGTH), kind)
@@ -126,7 +131,7 @@ def _on_cpu(task: Task) -> dict[str, Any]:
 
 
 def _set_up(task: Task):
-    benchmark_model = make_model(task.name, task.length, task.device, getattr(torch, task.dtype))
+    benchmark_model = task.make_model(task.length)
     if task.checkpointing:
         enable_checkpointing(benchmark_model.model)
     for parameter in benchmark_model.model.parameters():

@@ -36,21 +36,41 @@ from configuration_sinkhorn import SinkhornConfig
 from modeling_sinkhorn import SinkhornModel
 
 
-HIDDEN, LAYERS, HEADS, BLOCK, VOCAB = 256, 4, 4, 64, 8000
-GATED_WIDTH, PLAIN_WIDTH = 688, 1024  # three matrices of the first are about as large as two of the second
+BLOCK, VOCAB = 64, 8000
+
+
+class Size(NamedTuple):
+    """What all models share."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    gated_width: int
+    plain_width: int  # two matrices of this width are about as large as three of the gated one
+
+    @property
+    def common(self) -> dict[str, int]:
+        """As fields of most configurations."""
+        names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        return {"vocab_size": VOCAB} | {name: getattr(self, name) for name in names}
+
+
+SMALL = "small"
+SIZES = {SMALL: Size(256, 4, 4, 688, 1024), "base": Size(768, 12, 12, 2048, 3072)}
 FIRST_TOKEN = 5  # tokens below are special in one model or another
 
 FLOOR, SINKHORN_SOFT, FULL_ATTENTION = "floor", "sinkhorn soft", "full attention"
+# One type of layer stands for all.
 SINKHORN_VARIANTS: dict[str, dict[str, Any]] = {
     SINKHORN_SOFT: {},
     "sinkhorn hard": {"sort_assignment": "hard"},
-    "sortcut": {"layer_types": ["sortcut_attention"] * LAYERS},
-    "local": {"layer_types": ["local_attention"] * LAYERS},
-    "mixture": {"layer_types": ["mixture_attention"] * LAYERS},
-    FULL_ATTENTION: {"layer_types": ["full_attention"] * LAYERS},
+    "sortcut": {"layer_types": ["sortcut_attention"]},
+    "local": {"layer_types": ["local_attention"]},
+    "mixture": {"layer_types": ["mixture_attention"]},
+    FULL_ATTENTION: {"layer_types": ["full_attention"]},
     "causal sinkhorn soft": {"is_decoder": True},
     "causal sinkhorn hard": {"is_decoder": True, "sort_assignment": "hard"},
-    "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"] * LAYERS},
+    "causal full attention": {"is_decoder": True, "layer_types": ["full_attention"]},
 }
 TOKEN_ROUTING = {
     "is_decoder": True,
@@ -66,7 +86,7 @@ SINKHORN_VARIANTS |= {
     "causal token, balanced": TOKEN_ROUTING | {"sinkhorn_iterations": 2},
     "causal window of 7 blocks": {
         "is_decoder": True,
-        "layer_types": ["local_attention"] * LAYERS,
+        "layer_types": ["local_attention"],
         "num_local_blocks": 7,
     },
 }
@@ -108,34 +128,42 @@ def model_names() -> list[str]:
     return [FLOOR, *filter(None, by_turns)]
 
 
-def make_model(name: str, length: int, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BenchmarkModel:
-    """The model `name` for rows of `length` tokens, weights drawn from a fixed seed."""
+def make_model(
+    name: str,
+    length: int,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    size: str = SMALL,
+    compiled: bool = False,
+) -> BenchmarkModel:
+    """The model `name` for rows of `length` tokens, weights drawn from a fixed seed. `size`: one of `SIZES`."""
     torch.manual_seed(0)
-    benchmark_model = PEERS[name](length) if name in PEERS else _ours(name, length)
+    benchmark_model = PEERS[name](length, SIZES[size]) if name in PEERS else _ours(name, length, size)
     benchmark_model.model.to(device, dtype)
+    if compiled:
+        benchmark_model.model.compile()
     return benchmark_model
 
 
-def _ours(name: str, length: int) -> BenchmarkModel:
-    model = SinkhornModel(sinkhorn_config(name, max_position_embeddings=length))
+def _ours(name: str, length: int, size: str) -> BenchmarkModel:
+    model = SinkhornModel(sinkhorn_config(name, size, max_position_embeddings=length))
     if name == FLOOR:
         take_attention_out(model)
     return _of_transformers(model)
 
 
-def sinkhorn_config(name: str, **overrides: Any) -> SinkhornConfig:
+def sinkhorn_config(name: str, size: str = SMALL, **overrides: Any) -> SinkhornConfig:
     """The configuration of one of our variants, or of the floor."""
-    settings = {
-        "vocab_size": VOCAB,
-        "hidden_size": HIDDEN,
-        "intermediate_size": GATED_WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
+    settings = SIZES[size].common | {
+        "intermediate_size": SIZES[size].gated_width,
         "block_size": BLOCK,
         "use_cache": False,
         "attn_implementation": "sdpa",
     }
-    return SinkhornConfig(**(settings | SINKHORN_VARIANTS[FULL_ATTENTION if name == FLOOR else name] | overrides))
+    settings |= SINKHORN_VARIANTS[FULL_ATTENTION if name == FLOOR else name] | overrides
+    if len(settings.get("layer_types", ())) == 1:
+        settings["layer_types"] = settings["layer_types"] * settings["num_hidden_layers"]
+    return SinkhornConfig(**settings)
 
 
 def take_attention_out(model: SinkhornModel) -> None:
@@ -155,26 +183,25 @@ def _of_transformers(model: PreTrainedModel) -> BenchmarkModel:
 
 # Peers ---------------------------------------------------------------------------------------------------------------
 
-SIZES = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 
-def _bert(length: int) -> BenchmarkModel:
+def _bert(length: int, size: Size) -> BenchmarkModel:
     config = BertConfig(
-        **SIZES,
+        **size.common,
         **NO_DROPOUT,
-        intermediate_size=PLAIN_WIDTH,
+        intermediate_size=size.plain_width,
         max_position_embeddings=length,
         attn_implementation="sdpa",
     )
     return _of_transformers(BertModel(config, add_pooling_layer=False))
 
 
-def _modernbert(length: int) -> BenchmarkModel:
+def _modernbert(length: int, size: Size) -> BenchmarkModel:
     """Gated, like ours. Layers and window are its defaults: one global layer in three, a window of 128."""
     config = ModernBertConfig(
-        **SIZES,
-        intermediate_size=GATED_WIDTH,
+        **size.common,
+        intermediate_size=size.gated_width,
         max_position_embeddings=length,
         pad_token_id=0,
         bos_token_id=1,
@@ -186,24 +213,24 @@ def _modernbert(length: int) -> BenchmarkModel:
     return _of_transformers(ModernBertModel(config))
 
 
-def _longformer(length: int) -> BenchmarkModel:
+def _longformer(length: int, size: Size) -> BenchmarkModel:
     window = 256
     config = LongformerConfig(
-        **SIZES,
+        **size.common,
         **NO_DROPOUT,
-        intermediate_size=PLAIN_WIDTH,
+        intermediate_size=size.plain_width,
         attention_window=window,
         max_position_embeddings=round_up(length, window) + 2,  # it counts positions from 2
     )
     return _of_transformers(LongformerModel(config, add_pooling_layer=False))
 
 
-def _big_bird(length: int) -> BenchmarkModel:
+def _big_bird(length: int, size: Size) -> BenchmarkModel:
     """Block-sparse, except for rows of 11 blocks or fewer: there it uses full attention (see `ran_as`)."""
     config = BigBirdConfig(
-        **SIZES,
+        **size.common,
         **NO_DROPOUT,
-        intermediate_size=PLAIN_WIDTH,
+        intermediate_size=size.plain_width,
         attention_type="block_sparse",
         block_size=BLOCK,
         max_position_embeddings=round_up(length, BLOCK),
@@ -211,14 +238,14 @@ def _big_bird(length: int) -> BenchmarkModel:
     return _of_transformers(BigBirdModel(config, add_pooling_layer=False))
 
 
-def _reformer(length: int) -> BenchmarkModel:
-    """Reversible layers, local and LSH in alternation. It returns both streams: together `2 * HIDDEN` wide."""
-    settings = {field: value for field, value in SIZES.items() if field != "num_hidden_layers"}
+def _reformer(length: int, size: Size) -> BenchmarkModel:
+    """Reversible layers, local and LSH in alternation. It returns both streams: together twice as wide."""
+    settings = {field: value for field, value in size.common.items() if field != "num_hidden_layers"}
     config = ReformerConfig(
         **settings,
-        attn_layers=["local", "lsh"] * (LAYERS // 2),
-        attention_head_size=HIDDEN // HEADS,
-        feed_forward_size=PLAIN_WIDTH,
+        attn_layers=["local", "lsh"] * (size.num_hidden_layers // 2),
+        attention_head_size=size.hidden_size // size.num_attention_heads,
+        feed_forward_size=size.plain_width,
         hidden_dropout_prob=0.0,
         local_attention_probs_dropout_prob=0.0,
         lsh_attention_probs_dropout_prob=0.0,
@@ -231,17 +258,17 @@ def _reformer(length: int) -> BenchmarkModel:
     return _of_transformers(ReformerModel(config))
 
 
-def _pypi(routing: dict[str, Any]) -> Callable[[int], BenchmarkModel]:
-    def build(length: int) -> BenchmarkModel:
+def _pypi(routing: dict[str, Any]) -> Callable[[int, Size], BenchmarkModel]:
+    def build(length: int, size: Size) -> BenchmarkModel:
         try:
             from sinkhorn_transformer import SinkhornTransformerLM
         except ImportError as error:
             raise ImportError(f'{error}; it comes with `pip install -e ".[benchmark]"`') from error
         settings = {
             "num_tokens": VOCAB,
-            "dim": HIDDEN,
-            "depth": LAYERS,
-            "heads": HEADS,
+            "dim": size.hidden_size,
+            "depth": size.num_hidden_layers,
+            "heads": size.num_attention_heads,
             "bucket_size": BLOCK,
             "max_seq_len": round_up(length, BLOCK),
             "return_embeddings": True,
@@ -261,7 +288,7 @@ def _multiple(length: int, of: int) -> int:
     return -(-length // of) * of
 
 
-PEERS: dict[str, Callable[[int], BenchmarkModel]] = {
+PEERS: dict[str, Callable[[int, Size], BenchmarkModel]] = {
     "BERT": _bert,
     "ModernBERT": _modernbert,
     "Longformer": _longformer,

@@ -1,6 +1,7 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """The benchmark commands run, and give no speed for code that computes something else."""
 
+import argparse
 import json
 import math
 import sys
@@ -20,8 +21,10 @@ import sorted_blocks_sinkhorn
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking import memory, models
 from benchmarking import parity as parity_gate
+from benchmarking.gpu import token_routing
 from benchmarking.gpu.operators import other_blocks_at_random
 from benchmarking.models import (
+    BLOCK,
     FLOOR,
     FULL_ATTENTION,
     PEERS,
@@ -171,9 +174,7 @@ TINY += ["--ragged_longest", "64", "--checkpointing_lengths", "128", "--long_len
 
 def narrow_networks(patch: pytest.MonkeyPatch) -> None:
     """A quarter of the width, as no test depends on it. Memory is measured in other processes, of the whole width."""
-    for width in ("HIDDEN", "GATED_WIDTH", "PLAIN_WIDTH"):
-        patch.setattr(models, width, getattr(models, width) // 4)
-    patch.setitem(models.SIZES, "hidden_size", models.HIDDEN)
+    patch.setitem(models.SIZES, models.SMALL, models.Size(64, 4, 4, 172, 256))
 
 
 @pytest.fixture(scope="module")
@@ -579,3 +580,34 @@ def test_a_block_reads_another(blocks):
     others = other_blocks_at_random(blocks)
     assert sorted(others.tolist()) == list(range(blocks))
     assert (others != torch.arange(blocks)).all()
+
+
+# On a GPU -------------------------------------------------------------------------------------------------------------
+
+
+def test_token_routing_beside_flex_attention_reads_the_same():
+    """Where all tokens of a block choose what the block has drawn, both read what the mask says. It has holes."""
+    torch.manual_seed(0)
+    inputs = token_routing.Inputs(8 * BLOCK, "cpu", torch.float32)
+    inputs.of_tokens = tuple(x.repeat_interleave(BLOCK, dim=2) for x in inputs.of_blocks)
+    mask = token_routing.flex_mask(inputs)
+    assert mask.kv_num_blocks[0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 7]  # a sink, two local blocks, up to four others
+    # Not FlexAttention itself, which leaves out the blocks' pattern where it is not compiled, as on this CPU.
+    pattern = mask.to_dense().bool().repeat_interleave(BLOCK, dim=2).repeat_interleave(BLOCK, dim=3)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    expected = sdpa(*inputs.rows(), attn_mask=pattern.tril(), scale=inputs.scaling)
+    assert (token_routing.by_token(inputs) - expected).abs().max() < 1e-5
+    full = sdpa(*inputs.rows(), is_causal=True, scale=inputs.scaling)
+    assert (full - expected)[:, :, -BLOCK:].abs().max() > 1e-2
+
+
+def test_token_routing_is_timed(monkeypatch):
+    monkeypatch.setattr(token_routing, "milliseconds", lambda call, seconds: call() is not None)
+    monkeypatch.setattr(torch, "compile", lambda function, **settings: function)
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(token_routing, "flex_attention", lambda *rows, **settings: sdpa(*rows))  # has no backward here
+    found = token_routing.token_routing(argparse.Namespace(lengths=[4 * BLOCK], seconds=0), "cpu")[str(4 * BLOCK)]
+    assert all(set(times) == {"forward", "forward_backward"} for times in found.values()), found
+    monkeypatch.setattr(token_routing, "by_token", lambda inputs: inputs.missing)
+    found = token_routing.token_routing(argparse.Namespace(lengths=[4 * BLOCK], seconds=0), "cpu")[str(4 * BLOCK)]
+    assert "AttributeError" in found["each token chooses"]["failed"] and "failed" not in found["all, SDPA"]

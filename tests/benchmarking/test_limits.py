@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarking.limits import LIMITED, limits, limits_table, products
-from benchmarking.models import FLOOR, LAYERS, make_model
+from benchmarking.models import FLOOR, SIZES, SMALL, make_model
 
 
 LENGTH = 256
@@ -33,8 +33,8 @@ def test_products_are_those_of_the_model(name):
     )
     scores = of_layer[0]
     again = 2 * scores.count * scores.m * scores.k * scores.n
-    assert counted[0] == pytest.approx(LAYERS * forward, rel=1e-3)
-    assert counted[1] == pytest.approx(LAYERS * (forward + backward + again), rel=1e-3)
+    assert counted[0] == pytest.approx(SIZES[SMALL].num_hidden_layers * forward, rel=1e-3)
+    assert counted[1] == pytest.approx(SIZES[SMALL].num_hidden_layers * (forward + backward + again), rel=1e-3)
 
 
 def test_limits_are_told_beside_the_models_time():

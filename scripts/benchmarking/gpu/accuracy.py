@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from benchmarking.gpu.device import kernels_enabled
-from benchmarking.models import HIDDEN, SINKHORN_VARIANTS, sinkhorn_config
+from benchmarking.models import SINKHORN_VARIANTS, SIZES, SMALL, sinkhorn_config
 from benchmarking.passes import ragged_batch
 from modeling_sinkhorn import SinkhornModel
 
@@ -41,7 +41,9 @@ def _outputs(name: str, batch, dtype: torch.dtype, device: str) -> tuple[Tensor,
     placed = batch.to(device)
     hidden_states = model(**placed.inputs()).last_hidden_state
     real = placed.attention_mask.unsqueeze(-1)
-    weights = torch.linspace(-1, 1, HIDDEN, dtype=dtype, device=device)  # the norm's gradient alone would be 0
+    weights = torch.linspace(
+        -1, 1, SIZES[SMALL].hidden_size, dtype=dtype, device=device
+    )  # the norm's gradient alone would be 0
     weighted = (hidden_states * real * weights).to(torch.promote_types(dtype, torch.float32))
     weighted.square().sum().backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

@@ -11,14 +11,15 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from balancing_sinkhorn import sinkhorn_balance
 from benchmarking.gpu.device import ceilings, kernels_enabled, milliseconds
-from benchmarking.models import BLOCK, HEADS, HIDDEN
+from benchmarking.models import BLOCK, SIZES, SMALL
 from benchmarking.passes import FORWARD, FORWARD_BACKWARD
 from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention
 from rotary_sinkhorn import RotaryTables, apply_rotary
 from sorting_sinkhorn import gather_blocks
 
 
-WIDTH = HIDDEN // HEADS
+HEADS = SIZES[SMALL].num_attention_heads
+WIDTH = SIZES[SMALL].hidden_size // HEADS
 
 ITERATIONS = 8
 
