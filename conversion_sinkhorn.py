@@ -6,6 +6,8 @@ Conversion of pretrained decoders (design section 10): the weights of a Llama, M
     source = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct", dtype="auto")
     model = convert(source, calibration=tokenizer(text, return_tensors="pt")["input_ids"])
 
+A converted model that was trained on can be converted again: its weights stay, and its index is fitted to them anew.
+
 Beside the model: no folder with weights needs this module.
 """
 
@@ -86,11 +88,16 @@ class ConversionError(ValueError):
 
 def converted_config(source: PreTrainedConfig, **choices: Any) -> SinkhornConfig:
     """
-    The configuration of a converted model: that of `source`, `DEFAULTS`, and then `choices`.
+    The configuration of a converted model: that of `source`, `DEFAULTS` unless it is a converted one itself, and then
+    `choices`.
 
     Raises:
         ConversionError: something cannot be carried over. `StrictDataclassError`: the choices do not work together.
     """
+    if is_sinkhorn(source):
+        check_converted(source)
+        check_choices({"sort_net": source.sort_net} | choices)
+        return SinkhornConfig.from_dict(source.to_dict() | choices)
     check_source(source)
     check_choices(choices)
     fields = {name: getattr(source, name) for name in CARRIED_OVER}
@@ -103,6 +110,24 @@ def converted_config(source: PreTrainedConfig, **choices: Any) -> SinkhornConfig
     return SinkhornConfig(**(fields | choices))
 
 
+def is_sinkhorn(source: PreTrainedConfig) -> bool:
+    return source.model_type == SinkhornConfig.model_type
+
+
+def check_converted(source: PreTrainedConfig) -> None:
+    """
+    Raises:
+        ConversionError: a Sinkhorn model that this module cannot have made.
+    """
+    unknown = sorted(set(source.layer_types) - set(LAYER_TYPES))
+    if not source.is_decoder or unknown or source.sort_net not in KEY_SORT_NETS:
+        raise ConversionError(
+            f"This Sinkhorn model (`is_decoder={source.is_decoder}`, `sort_net='{source.sort_net}'`, `layer_types` with "
+            f"{unknown or sorted(set(source.layer_types))}) is not a converted one. Only those can be converted again: "
+            "decoders that compare queries and keys, by 'index' or 'keys'."
+        )
+
+
 def check_source(source: PreTrainedConfig) -> None:
     """
     Raises:
@@ -111,7 +136,7 @@ def check_source(source: PreTrainedConfig) -> None:
     kind = source.model_type
     if kind not in FAMILIES:
         raise ConversionError(
-            f"`model_type` is '{kind}'; conversion knows {', '.join(FAMILIES)}. Other models can use this attention "
+            f"`model_type` is '{kind}'; conversion knows {', '.join(FAMILIES)}, and what it made of them. Other models can use this attention "
             "only if their layers are those of one of these: then save them as such a model first."
         )
     quantization = getattr(source, "quantization_config", None)
@@ -184,7 +209,7 @@ def _method(quantization: Any) -> str:
 
 def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choices: Any) -> SinkhornForCausalLM:
     """
-    A converted model, in evaluation mode. It shares its weights with `source`.
+    A converted model, in evaluation mode. It shares its weights with `source`, which may be a converted model, too.
 
     Args:
         calibration: `(B, L)` tokens of a text, from which `sort_net="index"` learns what it compares.
@@ -204,9 +229,10 @@ def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choice
         model = SinkhornForCausalLM(config)
     # Frequencies are computed, not stored, so they are missing in what is loaded.
     model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    weights = source.state_dict()
+    # An index is no weight of the model that was pretrained.
+    weights = {name: weight for name, weight in source.state_dict().items() if ".sort_net." not in name}
     if indexed:
-        weights |= index_projections(source, calibration, config)
+        weights |= index_projections(with_full_attention(source), calibration, config)
     loaded = model.load_state_dict(weights, strict=False, assign=True)
     model.config.dtype = source.dtype
     model.tie_weights()
@@ -221,3 +247,10 @@ def convert(source: PreTrainedModel, calibration: Tensor | None = None, **choice
     if source.generation_config is not None:
         model.generation_config = source.generation_config
     return model.eval()
+
+
+def with_full_attention(source: PreTrainedModel) -> PreTrainedModel:
+    """`source`, or where it is a converted model, its weights with the attention that they were pretrained with."""
+    if not is_sinkhorn(source.config):
+        return source
+    return convert(source, layer_types=["full_attention"] * source.config.num_hidden_layers)

@@ -7,9 +7,12 @@ reads: the same weights, without training. The folder that it writes is complete
     python scripts/convert_checkpoint.py --model_name_or_path M --output_dir D --config_overrides num_sorted_blocks=16
     python scripts/convert_checkpoint.py --model_name_or_path M --output_dir D --config_overrides layer_types=full_attention
     python scripts/convert_checkpoint.py --model_name_or_path M --output_dir D --calibration_file texts.parquet
+    python scripts/convert_checkpoint.py --model_name_or_path runs/trained --output_dir D  # a converted model, trained on
 
 With layers of full attention the new model must equal the old one; this is checked before anything is written. In the end
 a table compares both, and a window of as many keys, on texts held out.
+
+A converted model that was trained on keeps its weights and settings, and gets an index that is fitted to them anew.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +34,7 @@ from common.errors import UserError
 from conversion.calibration import calibration_tokens
 from conversion.card import base_card, base_model_of, card
 from conversion.equality import check_equality
-from conversion_sinkhorn import ConversionError, convert, converted_config
+from conversion_sinkhorn import ConversionError, convert, converted_config, is_sinkhorn
 from evaluation.comparison import SHORTEST, compare
 from training.model_choice import check_folders, opened_by_name, parse_overrides
 
@@ -129,7 +132,7 @@ def main() -> None:
     error = check_equality(source)
     base = base_card(args.model_name_or_path, args.model_revision, args.token)
     base_model = base_model_of(args.model_name_or_path, base, args.base_model)
-    text = card(model, folder.name, base_model, base, args.license)
+    text = card(model, folder.name, base_model, base, args.license, again=is_sinkhorn(config))
     model.to(dtype_to_store(args, config, source))
     model.config.dtype = model.dtype
     model.save_pretrained(folder)

@@ -21,7 +21,7 @@ READS = {
 TEXT = """
 # {title}
 
-{base} with Sparse Sinkhorn Attention in the place of its own: the same weights, without training. Each token reads
+{base} with Sparse Sinkhorn Attention in the place of its own: {weights}. Each token reads
 {reads}{scores}.
 
 ```python
@@ -51,12 +51,20 @@ def base_card(name: str, revision: str, token: str | None) -> ModelCardData | No
         return None
 
 
-def card(model: PreTrainedModel, name: str, base_model: str | None, base: ModelCardData | None, licence: str | None):
+def card(
+    model: PreTrainedModel,
+    name: str,
+    base_model: str | None,
+    base: ModelCardData | None,
+    licence: str | None,
+    again: bool = False,
+) -> str:
     """
     Args:
         name: of the new model.
         base_model: its id on the Hub, where it has one.
         licence: given by the user, in the place of the base model's.
+        again: whether it was made from a converted model, which may have been trained since.
     """
     kept = {field: base.get(field) for field in KEPT if base is not None and base.get(field)}
     if licence is not None:
@@ -85,6 +93,7 @@ def card(model: PreTrainedModel, name: str, base_model: str | None, base: ModelC
     text = TEXT.format(
         title=name.rsplit("/", 1)[-1],
         base=f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "A pretrained model",
+        weights="the weights of a converted model, and a new index" if again else "the same weights, without training",
         reads=reads,
         scores=scores,
         name=name,
@@ -94,9 +103,11 @@ def card(model: PreTrainedModel, name: str, base_model: str | None, base: ModelC
 
 
 def base_model_of(name: str, base: ModelCardData | None, given: str | None) -> str | None:
-    """The base model's id on the Hub: given, the name itself, or what its folder's card says."""
+    """The base model's id on the Hub: given, what the card of a converted model says, or the name itself."""
     if given is not None:
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", given):
             raise UserError(f"--base_model must be an id on the Hub, NAME or OWNER/NAME, got {given}.")
         return given
+    if base is not None and "sinkhorn" in (base.get("tags") or ()):
+        return base.get("base_model")
     return None if Path(name).is_dir() else name

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import index_calibration_sinkhorn
+from configuration_sinkhorn import SinkhornConfig
 from conversion_sinkhorn import ConversionError, convert, converted_config
 from helpers import assert_close
 from index_calibration_sinkhorn import (
@@ -98,6 +99,32 @@ def few_steps(monkeypatch):
 @pytest.fixture(scope="module", params=SOURCES)
 def source(request) -> PreTrainedModel:
     return make(SOURCES[request.param])
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_a_converted_model_is_converted_again(source, merged, monkeypatch):
+    """Its weights stay, and its index is what the weights and the new text give, not what it was."""
+    for steps in ("STEPS", "FIT_STEPS"):  # where the descent begins: it follows the last bit of a gradient
+        monkeypatch.setattr(index_calibration_sinkhorn, steps, 0)
+    choices = BLOCKS | {"num_sorted_blocks": 3, "num_index_heads": 2 if merged else 4}
+    once = convert(source, text(2), **choices)
+    twice, expected = convert(once, text(3), **BLOCKS), convert(source, text(3), **choices)
+    assert twice.config.to_diff_dict() == expected.config.to_diff_dict()
+    assert twice.state_dict().keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        assert_close(twice.state_dict()[name], weight)
+    different = [
+        name for name, weight in once.state_dict().items() if not torch.equal(weight, twice.state_dict()[name])
+    ]
+    assert different and all("index" in name for name in different)
+    assert convert(once, None, sort_net="keys", key_piece_size=2, **BLOCKS).config.sort_net == "keys"
+    assert_close(convert(once, **FULL)(text()).logits, source(text()).logits)
+
+
+def test_other_sinkhorn_models_are_not_converted():
+    for choices, found in (({}, "is_decoder=False"), ({"is_decoder": True}, "sort_net='bilinear'")):
+        with pytest.raises(ConversionError, match=f"{found}.*is not a converted one"):
+            converted_config(SinkhornConfig(**choices))
 
 
 @pytest.mark.parametrize("choices", [FULL, COVERING, COVERING | {"sort_net": "keys", "key_piece_size": 2}], ids=str)

@@ -117,6 +117,18 @@ def test_it_loads_and_saves_again(converted, source, tmp_path):
     assert_close(full(long).logits, AutoModelForCausalLM.from_pretrained(source)(long).logits)
 
 
+def test_a_converted_folder_is_converted_again(converted, tmp_path, monkeypatch, capsys):
+    """As after training: the same settings, and the licence and the base model of the first."""
+    folder = tmp_path / "again"
+    run_script(monkeypatch, "convert_checkpoint.py", "--model_name_or_path", converted, "--output_dir", folder, *SMALL)
+    assert "With full attention its logits are those of" in capsys.readouterr().out
+    configs = [json.loads((x / "config.json").read_text(encoding="utf-8")) for x in (converted, folder)]
+    assert configs[0] == configs[1]
+    assert check_card(folder / "README.md") == []
+    data = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---")[1])
+    assert data["license"] == "llama3.1" and data["base_model"] == "someone/small-llama"
+
+
 def test_it_works_without_the_package(converted, elsewhere):
     arguments = {"folder": str(converted), "question": QUESTION}
     report = elsewhere.do("answer", PROGRAM, arguments, offline=True).checked()
