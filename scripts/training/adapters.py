@@ -2,7 +2,8 @@
 """
 Training by low-rank adapters (LoRA, Hu et al., 2021, arXiv:2106.09685), with PEFT and the flags of TRL's scripts.
 
-An index, by which tokens choose their blocks, is trained itself: it is too small for an adapter.
+An index, by which tokens choose their blocks, stays as it is: trained by the loss of a text, that of a converted model found
+less than before (docs/conversion.md). Converting the trained model again fits it to the new weights.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from common.errors import UserError
 class AdapterArguments:
     use_peft: bool = field(
         default=False,
-        metadata={"help": "Train low-rank adapters (LoRA) and the index, and leave the other weights alone."},
+        metadata={"help": "Train low-rank adapters (LoRA), and leave the weights alone."},
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Their scale is lora_alpha / lora_r."})
@@ -48,14 +49,11 @@ def with_adapters(model: PreTrainedModel, args: AdapterArguments) -> nn.Module:
         import peft
     except ImportError:
         raise UserError('--use_peft needs PEFT: pip install "peft>=0.20".') from None
-    # An index is no linear layer.
-    has_index = any(name.endswith("sort_net.index_proj") for name, _ in model.named_parameters())
     config = peft.LoraConfig(
         r=args.lora_r,
         lora_alpha=args.lora_alpha,
         lora_dropout=args.lora_dropout,
         target_modules=args.lora_target_modules or "all-linear",
-        modules_to_save=["sort_net"] if has_index else None,
         task_type="CAUSAL_LM" if model.can_generate() else None,
     )
     try:

@@ -302,7 +302,7 @@ def test_bad_prompts(tmp_path, monkeypatch):
 INDEX = ",sort_granularity=token,sort_net=index,sort_assignment=hard,index_head_dim=4,num_local_blocks=2"
 
 
-def test_adapters_and_the_index_are_trained_and_merged(tmp_path, monkeypatch, capsys):
+def test_adapters_are_trained_and_merged_and_an_index_stays(tmp_path, monkeypatch, capsys):
     pytest.importorskip("peft")
     data = ["--train_file", write_documents(tmp_path / "train.jsonl", 40), "--block_size", "64"]
     base, out = tmp_path / "base", tmp_path / "out"
@@ -312,14 +312,15 @@ def test_adapters_and_the_index_are_trained_and_merged(tmp_path, monkeypatch, ca
     flags += ["--max_steps", "4", "--eval_strategy", "steps", "--eval_steps", "2", "--save_strategy", "steps"]
     capsys.readouterr()
     run_script(monkeypatch, "run_clm.py", "--output_dir", out, *flags, "--save_steps", "2")
-    # Two layers: four projections of 16 x 16 and three of 16 x 24 with adapters, and an index of (2, 8, 4) numbers.
-    assert f"Training {2 * (4 * 2 * 32 + 3 * 2 * 40 + 2 * 8 * 4):,} parameters" in capsys.readouterr().out
+    # Two layers: four projections of 16 x 16 and three of 16 x 24 with adapters.
+    assert f"Training {2 * (4 * 2 * 32 + 3 * 2 * 40):,} parameters" in capsys.readouterr().out
 
     before, after = (AutoModelForCausalLM.from_pretrained(folder) for folder in (base, out))
     weights = dict(before.named_parameters())
     for name, weight in after.named_parameters():
         changed = not torch.equal(weight, weights[name])
-        assert changed == any(part in name for part in ("_proj.", "index_proj")), name
+        assert changed == ("_proj." in name), name
+    assert any("index_proj" in name for name in weights)
     # The folder has the complete model; its adapters, on the old one, give the same.
     import peft
 
