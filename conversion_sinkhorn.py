@@ -136,8 +136,8 @@ def check_source(source: PreTrainedConfig) -> None:
     kind = source.model_type
     if kind not in FAMILIES:
         raise ConversionError(
-            f"`model_type` is '{kind}'; conversion knows {', '.join(FAMILIES)}, and what it made of them. Other models can use this attention "
-            "only if their layers are those of one of these: then save them as such a model first."
+            f"`model_type` is '{kind}'; conversion knows {', '.join(FAMILIES)}, and what it made of them. Other models can "
+            "use this attention only if their layers are those of one of these: then save them as such a model first."
         )
     quantization = getattr(source, "quantization_config", None)
     if quantization is not None and _method(quantization) != "gguf":  # which the library turns into plain weights
