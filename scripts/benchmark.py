@@ -5,7 +5,7 @@ our models, peers, and the floor: the same network without attention. All run in
 after a check that our models compute what they should.
 
     python scripts/benchmark.py --results results/benchmarks/cpu.json          # 15 minutes on two CPU cores
-    python scripts/benchmark.py --results runs/quick.json --quick         # one minute
+    python scripts/benchmark.py --results runs/quick.json --quick         # short texts, few rounds
     python scripts/maintain.py plots results/benchmarks/cpu.json --output results/benchmarks/cpu.png
 
 Weights and tokens are random: the cost does not depend on them. The results are written after each length, and give

@@ -7,7 +7,7 @@ interleaved in one process.
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding.json
     python scripts/benchmark_decoding.py --results results/benchmarks/decoding_batch8.json --batch_size 8 \
         --rounds 3 --contexts 1024 4096
-    python scripts/benchmark_decoding.py --results runs/quick.json --quick      # half a minute
+    python scripts/benchmark_decoding.py --results runs/quick.json --quick      # short contexts, one round
 
 A round decodes one block of tokens, so every figure includes one sorting pass; the step that opens the block, which makes
 it, is given apart too. Weights and tokens are random: the cost

@@ -4,7 +4,7 @@ Measures the time of models of other types with `attn_implementation="sinkhorn"`
 lengths: a forward pass, and a forward and backward pass. Rounds are interleaved in one process.
 
     python scripts/benchmark_interface.py --results results/benchmarks/interface.json      # an hour on two CPU cores
-    python scripts/benchmark_interface.py --results runs/quick.json --quick      # half a minute
+    python scripts/benchmark_interface.py --results runs/quick.json --quick      # short texts, one round
 
 The models have the shapes of MiniLM, ModernBERT-base and SmolLM2-135M, with fewer layers; weights and tokens are random:
 the cost does not depend on them. There are no figures unless a text that is read whole gives SDPA's numbers.

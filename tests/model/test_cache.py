@@ -504,7 +504,7 @@ def test_room_grows_by_shares_and_holds_what_the_library_expects():
         model(torch.randint(3, 50, (2, 1)), cache=cache)
         grown += cache.layers[0].stored_keys is not keys
         keys = cache.layers[0].stored_keys
-    assert 1 <= grown <= 5
+    assert grown == 4  # from 16 blocks to 23, 31, 40 and 50
     assert cache.get_seq_length() == 161 and cache.get_max_length() == -1
     assert cache.get_mask_sizes(1, 0) == (162, 0)
     assert cache.is_croppable and not cache.is_compileable
