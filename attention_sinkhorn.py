@@ -181,7 +181,7 @@ class SinkhornAttention(SinkhornBaseAttention):
             and self.layer_type in ("sinkhorn_attention", "local_attention")
             and (reads_itself_alone or (query.device.type == "cpu" and not self.mixes_keys))
             and config._attn_implementation == "sdpa"
-            and not (self.training and config.attention_dropout > 0)
+            and (query.device.type == "cpu" or self.dropout == 0)
         )
 
     def _attend_in_chunks(
@@ -200,7 +200,8 @@ class SinkhornAttention(SinkhornBaseAttention):
         else:
             choice = hard_assignment(sort_matrix, layout.candidates, config.num_sorted_blocks) if self.sorts else None
             sorted_blocks, mask = blocks_to_gather(choice, layout, config, key.shape[0])
-        return block_attention(projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling), None
+        arguments = projected.query, key, value, layout.tables, sorted_blocks, mask, self.scaling, self.dropout
+        return block_attention(*arguments), None
 
     # Keys that are rotated and in place, of whole rows or of a cache ----------------------------------------------
 

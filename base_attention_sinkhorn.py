@@ -117,6 +117,11 @@ class SinkhornBaseAttention(nn.Module):
         wanted = kwargs.get("output_attentions", self.config.output_attentions)
         return bool(wanted) and self.config._attn_implementation == "eager"
 
+    @property
+    def dropout(self) -> float:
+        """The probability of a weight to be dropped now."""
+        return self.config.attention_dropout if self.training else 0.0
+
     def attend(
         self,
         query: Tensor,
@@ -147,7 +152,7 @@ class SinkhornBaseAttention(nn.Module):
             key.to(query.dtype),  # a cache may have been filled under autocast
             value.to(query.dtype),
             mask,
-            dropout=self.config.attention_dropout if self.training else 0.0,
+            dropout=self.dropout,
             scaling=self.scaling,
             is_causal=is_causal,
         )

@@ -5,13 +5,16 @@ here, for a GPU in `triton_attention_sinkhorn.py`.
 
 As operations on whole tensors, block attention moves several copies of its input through main memory, and backward
 keeps them. Here a few blocks at a time are rotated, joined and attended to while they are in the processor's cache,
-forward and backward. So nothing of the size of the scores, the joined keys or the gathered blocks is kept.
+forward and backward. So nothing of the size of the scores, the joined keys or the gathered blocks is kept. In half
+precision, which most CPUs compute slowly, a chunk is in float32, unless the processor has instructions for bfloat16.
+Gradients are summed in float32 anyway.
 
 Shape letters as in `sorting_sinkhorn.py`; `H` query heads, `r = H / G` of them per key/value head, `n` blocks of a
 chunk, `K = (S + 1) * b` keys.
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -55,17 +58,28 @@ class GatheredBlocks(NamedTuple):
 
 def is_block_attention_supported(query: Tensor) -> bool:
     """
-    Whether `block_attention` can be used for such a query `(B, N, b, H, D)`, and is the faster choice: on a CPU in
-    float32 or float64, but not while tracing; on a GPU where its kernels support these sizes, but not in a graph that
-    is exported.
+    Whether `block_attention` can be used for such a query `(B, N, b, H, D)`, and is the faster choice: on a CPU, but
+    not while tracing; on a GPU where its kernels support these sizes, but not in a graph that is exported.
     """
     if query.is_cuda:
         return is_query_supported_on_gpu is not None and is_query_supported_on_gpu(query)
-    return (
-        query.device.type == "cpu"
-        and query.dtype in (torch.float32, torch.float64)
-        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
-    )
+    return query.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+@cache
+def computes_in_bfloat16() -> bool:
+    """Whether the processor has instructions for it."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
+def _type_of_work(dtype: torch.dtype) -> torch.dtype:
+    """What chunks of queries of that type are computed in."""
+    return dtype if dtype == torch.bfloat16 and computes_in_bfloat16() else _precise(dtype)
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def block_attention(
@@ -76,6 +90,7 @@ def block_attention(
     sorted_blocks: MixedBlocks | GatheredBlocks | None,
     mask: Tensor | None,
     scaling: float,
+    dropout: float = 0.0,
 ) -> Tensor:
     """
     Attention of every block to [what is sorted next to it ; itself] in one softmax (design section 2.6).
@@ -87,6 +102,7 @@ def block_attention(
         sorted_blocks: what is sorted next to the blocks; `None` for nothing.
         mask: bool `(B or 1, N, 1 or G, 1 or b, K)`, sorted keys first; `None` where every key may be seen. The output
             for a query that may see nothing is finite, and has no meaning.
+        dropout: the probability of each weight to be dropped, in steps of 2**-16; only on a CPU.
 
     Returns:
         `(B, N, b, H, D)`.
@@ -96,10 +112,12 @@ def block_attention(
     if isinstance(sorted_blocks, MixedBlocks):
         mixed_key, mixed_value, mixed_tables = sorted_blocks
         return _BlockAttention.apply(
-            query, key, value, mixed_key, mixed_value, None, None, mask, scaling, *tables, *mixed_tables
+            query, key, value, mixed_key, mixed_value, None, None, mask, scaling, dropout, *tables, *mixed_tables
         )
     index, weight = sorted_blocks or (None, None)
-    return _BlockAttention.apply(query, key, value, None, None, weight, index, mask, scaling, *tables, None, None)
+    return _BlockAttention.apply(
+        query, key, value, None, None, weight, index, mask, scaling, dropout, *tables, None, None
+    )
 
 
 def block_attention_on_gpu(query, key, value, tables, sorted_blocks, mask, scaling) -> Tensor:
@@ -114,13 +132,18 @@ def block_attention_on_gpu(query, key, value, tables, sorted_blocks, mask, scali
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, mixed_key, mixed_value, weight, index, mask, scaling, *tables):
+    def forward(ctx, query, key, value, mixed_key, mixed_value, weight, index, mask, scaling, dropout, *tables):
         ctx.save_for_backward(query, key, value, mixed_key, mixed_value, weight, index, mask, *tables)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.dropout = scaling, dropout
+        # Of the default generator, which whoever computes a forward pass again sets back.
+        ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, scaling, *tables)
+        drop = _Dropout(dropout, ctx.seed, chunk.weights) if dropout > 0 else None
         output = torch.empty_like(query)
         for row, blocks in chunk.pieces():
             queries, _, values, weights = chunk.load(row, blocks)
+            if drop is not None:
+                weights.mul_(drop.draw(len(weights)))
             attended = torch.bmm(weights, values, out=queries)
             output[row, blocks].transpose(1, 2).copy_(chunk.by_head(attended))
         return output
@@ -130,6 +153,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, grad_output):
         query, key, value, mixed_key, mixed_value, weight, index, mask, *tables = ctx.saved_tensors
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, ctx.scaling, *tables)
+        drop = _Dropout(ctx.dropout, ctx.seed, chunk.weights) if ctx.dropout > 0 else None
         grads = _Gradients(chunk, weight if ctx.needs_input_grad[5] else None)
         buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.values, chunk.weights)]
         for row, blocks in chunk.pieces():
@@ -138,8 +162,14 @@ class _BlockAttention(torch.autograd.Function):
                 buffer.view(-1, *x.shape[1:])[: len(x)] for buffer, x in zip(buffers, (queries, values, weights))
             )
             chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
-            torch.bmm(weights.mT, upstream, out=grad_values)
+            kept = weights
+            if drop is not None:
+                factors = drop.draw(len(weights))
+                kept = torch.mul(weights, factors, out=grad_weights)
+            torch.bmm(kept.mT, upstream, out=grad_values)
             torch.bmm(upstream, values.mT, out=grad_weights)
+            if drop is not None:
+                grad_weights.mul_(factors)
             # Buffers are reused, so that all of this stays in the processor's cache. So is the gradient of the
             # softmax, which torch writes in place only by this operator, not by a public function.
             grad_scores = torch.ops.aten._softmax_backward_data.out(
@@ -152,7 +182,30 @@ class _BlockAttention(torch.autograd.Function):
             if grads.weight is not None:
                 grads.store_weight(row, blocks, grad_keys, keys, add=True)
             grads.store(row, blocks, grad_queries, grad_keys, grad_values)
-        return grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight, *[None] * 7
+        inputs = query, key, value, mixed_key, mixed_value, weight
+        found = grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight
+        return *(None if grad is None else grad.to(x.dtype) for grad, x in zip(found, inputs)), *[None] * 8
+
+
+class _Dropout:
+    """
+    Which weights are dropped, chunk by chunk. Nothing of the size of the scores is kept for backward: it draws the same
+    again from the seed. 16 random bits a weight cost a fraction of what the library's dropout does.
+    """
+
+    def __init__(self, probability: float, seed: int, weights: Tensor):
+        self.threshold = round(probability * 2**16)
+        self.scale = 1 / (1 - self.threshold / 2**16)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.factors = torch.empty_like(weights)
+        self.numbers = torch.empty(-(-weights.numel() // 4), dtype=torch.int64)
+
+    def draw(self, count: int) -> Tensor:
+        """For the first `count` matrices of weights: 0, or what keeps the mean."""
+        factors = self.factors[:count]
+        numbers = self.numbers[: -(-factors.numel() // 4)].random_(-(2**63), None, generator=self.generator)
+        bits = numbers.view(torch.int16)[: factors.numel()].view(factors.shape)
+        return torch.ge(bits, self.threshold - 2**15, out=factors).mul_(self.scale)
 
 
 class _Chunk:
@@ -162,6 +215,8 @@ class _Chunk:
         self.query, self.key, self.value = query, key, value
         self.mixed_key, self.mixed_value, self.index = mixed_key, mixed_value, index
         self.mask, self.scaling = mask, scaling
+        self.dtype = _type_of_work(query.dtype)
+        tables = [None if x is None else x.to(self.dtype) for x in tables]
         self.own_tables, self.mixed_tables = tables[:2], tables[2:]
         _, self.num_blocks, self.block_size, heads, width = query.shape
         self.num_groups = key.shape[1]
@@ -173,12 +228,12 @@ class _Chunk:
         # As many keys as those of one sorted block, and of the block itself, would be.
         tokens = min(CHUNK_TOKENS, 2 * CHUNK_TOKENS * self.block_size // num_keys)
         self.size = max(1, min(self.num_blocks, tokens // self.block_size))
-        self.queries = query.new_empty(self.size, heads, self.block_size, width)
-        self.keys = query.new_empty(self.size, self.num_groups, num_keys, width)
+        self.queries = query.new_empty(self.size, heads, self.block_size, width, dtype=self.dtype)
+        self.keys = query.new_empty(self.size, self.num_groups, num_keys, width, dtype=self.dtype)
         self.values = torch.empty_like(self.keys)
         # The query heads of one key/value head are rows of one matrix.
         num_rows = heads // self.num_groups * self.block_size
-        self.weights = query.new_empty(self.size * self.num_groups, num_rows, num_keys)
+        self.weights = query.new_empty(self.size * self.num_groups, num_rows, num_keys, dtype=self.dtype)
 
     def pieces(self) -> Iterator[tuple[int, slice]]:
         """Rows of the batch, and the blocks of each chunk."""
@@ -251,15 +306,14 @@ class _Gradients:
 
     def __init__(self, chunk: _Chunk, weight: Tensor | None):
         self.chunk = chunk
-        self.query = torch.empty_like(chunk.query)
-        self.mixed_key = self.mixed_value = self.weight = None
-        if chunk.index is None:
-            self.key, self.value = torch.empty_like(chunk.key), torch.empty_like(chunk.value)
-        else:  # a block may be read by many
-            self.key, self.value = torch.zeros_like(chunk.key), torch.zeros_like(chunk.value)
-            self.weight = None if weight is None else torch.empty_like(weight)
-        if chunk.mixed_key is not None:
-            self.mixed_key, self.mixed_value = torch.empty_like(chunk.mixed_key), torch.empty_like(chunk.mixed_value)
+
+        def like(x: Tensor | None, make=torch.empty_like) -> Tensor | None:
+            return None if x is None else make(x, dtype=_precise(x.dtype))
+
+        # A block may be read by many.
+        make = torch.empty_like if chunk.index is None else torch.zeros_like
+        self.query, self.key, self.value = like(chunk.query), like(chunk.key, make), like(chunk.value, make)
+        self.mixed_key, self.mixed_value, self.weight = like(chunk.mixed_key), like(chunk.mixed_value), like(weight)
 
     def store(self, row: int, blocks: slice, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """The gradients of what `_Chunk.load` gave."""
@@ -285,7 +339,7 @@ class _Gradients:
         source = chunk.sources(row, blocks)
         turned = _rotate(torch.empty_like(keys[:, :, :cut]), keys[:, :, :cut], cos, sin, back=True)
         for total, grad in ((self.key, turned), (self.value, values[:, :, :cut])):
-            _as_rows(total[row]).index_add_(0, source, grad.reshape(len(source), -1))
+            _as_rows(total[row]).index_add_(0, source, grad.reshape(len(source), -1).to(total.dtype))
 
     def store_weight(self, row: int, blocks: slice, grad: Tensor, gathered: Tensor, add: bool) -> None:
         """The part of the gradient of the weights that came through the keys, or the values, that they multiplied."""

@@ -150,7 +150,7 @@ class SinkhornTokenAttention(SinkhornAttention):
         maps: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """`query` `(B, M, Q, H, D)`; `everything` keys and values of all blocks, which a mixture reads."""
-        dropout = self.config.attention_dropout if self.training else 0.0
+        dropout = self.dropout
         attention_map = None
         if self._gathers(query, dropout, maps):
             output, on_always, on_chosen = attend_to_gathered(query, choice, sources, self.scaling, dropout, maps)

@@ -22,8 +22,8 @@ def rotation(batch, blocks, block_size, width):
     return RotaryTables(angles.cos(), angles.sin())
 
 
-def formula(query, key, value, tables, sorted_blocks, mask, scaling):
-    """One softmax over [sorted ; own], written down. Shapes as in `block_attention`."""
+def formula(query, key, value, tables, sorted_blocks, mask, scaling, factors=1):
+    """One softmax over [sorted ; own], written down. Shapes as in `block_attention`; `factors` of the weights."""
     turned = apply_rotary(key, tables.cos.unsqueeze(1), tables.sin.unsqueeze(1))
     keys, values = turned, value
     if isinstance(sorted_blocks, MixedBlocks):
@@ -43,7 +43,7 @@ def formula(query, key, value, tables, sorted_blocks, mask, scaling):
     if mask is not None:
         mask = mask.repeat_interleave(repeats, dim=2) if mask.shape[2] > 1 else mask
         scores = scores.masked_fill(~mask, float("-inf"))
-    return (scores.softmax(-1) @ values).transpose(2, 3)
+    return (scores.softmax(-1) * factors @ values).transpose(2, 3)
 
 
 # Rows, blocks, slots, query heads, key/value heads, width; more blocks than a chunk holds, and a rest.
@@ -122,14 +122,92 @@ def test_the_model_computes_the_same_without_it(layer_type, assignment, is_decod
             assert_close(actual, expected, 1e-9)
 
 
-def test_is_for_wide_types_and_not_for_graphs():
-    query = torch.zeros(1, 2, 4, 2, 8)
-    assert is_block_attention_supported(query) and is_block_attention_supported(query.double())
-    assert (
-        not is_block_attention_supported(query.half())
-        and not is_block_attention_supported(query.bfloat16())
-        and not is_block_attention_supported(query.to("meta"))
+HALF = [(torch.bfloat16, False), (torch.bfloat16, True), (torch.float16, False)]
+
+
+@pytest.mark.parametrize("dtype, in_bfloat16", HALF)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+def test_half_precision_is_rounded_once_unless_the_processor_computes_in_it(dtype, in_bfloat16, kind, monkeypatch):
+    """In float32 chunks only the results are rounded; in bfloat16, scores and weights are, too."""
+    monkeypatch.setattr(block_attention_sinkhorn, "computes_in_bfloat16", lambda: in_bfloat16)
+    monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 16)
+    tables, inputs, sorted_blocks, num_sorted = attention_case(SIZES[1], kind, 3, False)
+    tables = [RotaryTables(*(x.to(dtype) for x in table)) for table in tables]
+    inputs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    mask = torch.rand(2, 5, 2, 8, (num_sorted + 1) * 8) < 0.7
+    mask[..., -8:] |= torch.eye(8, dtype=torch.bool)
+
+    def run(attend, inputs, tables):
+        sorted_next = sorted_blocks
+        if kind == "mixed":
+            sorted_next = MixedBlocks(*inputs[3:], tables[1])
+        elif kind == "gathered":
+            sorted_next = GatheredBlocks(sorted_blocks.index, inputs[3])
+        output = attend(*inputs[:3], tables[0], sorted_next, mask, 0.3)
+        return output, *torch.autograd.grad(output, inputs, torch.ones_like(output))
+
+    actual = run(block_attention, inputs, tables)
+    exact = run(
+        formula,
+        [x.detach().double().requires_grad_() for x in inputs],
+        [RotaryTables(*(x.double() for x in table)) for table in tables],
     )
+    # The distance to the next number, relative; of sums of a few numbers that may cancel.
+    tolerance = torch.finfo(dtype).eps * (8 if in_bfloat16 else 0.51)
+    for x, expected in zip(actual, exact):
+        assert x.dtype == dtype
+        assert_close(x.double(), expected, tolerance * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("kind", ["nothing", "mixed", "gathered"])
+def test_dropped_weights_have_no_part_in_outputs_and_gradients(sizes, kind, monkeypatch):
+    monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 2 * sizes[2])
+    drawn = []
+    draw = block_attention_sinkhorn._Dropout.draw
+    monkeypatch.setattr(
+        block_attention_sinkhorn._Dropout,
+        "draw",
+        lambda self, count: drawn.append(draw(self, count).clone()) or drawn[-1].clone(),
+    )
+    tables, inputs, sorted_blocks, _ = attention_case(sizes, kind, 3, False)
+    batch, blocks, b, heads, *_ = sizes
+    actual = block_attention(*inputs[:3], tables[0], sorted_blocks, None, 0.3, 0.25)
+    factors = [x.reshape(-1, heads, b, x.shape[-1]) for x in drawn]
+    grads = torch.autograd.grad(actual, inputs, torch.ones_like(actual))
+    assert len(drawn) == 2 * len(factors)
+    assert all(torch.equal(again, x) for again, x in zip(drawn[len(factors) :], drawn))  # the same ones backward
+    factors = torch.cat(factors).view(batch, blocks, heads, b, -1)
+    assert ((factors == 0) | ((factors - 4 / 3).abs() < 1e-12)).all()
+    expected = formula(*inputs[:3], tables[0], sorted_blocks, None, 0.3, factors)
+    assert_close(actual, expected, 1e-12)
+    for grad, expected_grad in zip(grads, torch.autograd.grad(expected, inputs, torch.ones_like(expected))):
+        assert_close(grad, expected_grad, 1e-12)
+
+
+def test_as_many_weights_are_dropped_as_asked_for_and_others_each_time():
+    """64 * 4,096 of them: five standard deviations are 0.003. Neighbours are dropped independently."""
+    torch.manual_seed(0)
+    dropout = block_attention_sinkhorn._Dropout(0.1, 3, torch.empty(4, 16, 4096))
+    kept = torch.stack([dropout.draw(4).clone() for _ in range(2)]).ne(0).double()
+    assert abs(kept.mean() - 0.9) < 0.003
+    for one, other in ((kept[0], kept[1]), (kept[..., 1:], kept[..., :-1]), (kept[:, :, 1:], kept[:, :, :-1])):
+        assert abs((one * other).mean() - 0.81) < 0.005
+    query, key, value = random(1, 4, 4, 2, 8), *(random(1, 2, 4, 4, 8) for _ in "kv")
+    outputs = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        outputs.append(block_attention(query, key, value, rotation(1, 4, 4, 8), None, None, 0.3, 0.5))
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+
+
+def test_is_for_every_type_and_not_for_graphs():
+    query = torch.zeros(1, 2, 4, 2, 8)
+    assert all(
+        is_block_attention_supported(query.to(dtype))
+        for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    )
+    assert not is_block_attention_supported(query.to("meta"))
     compiled = torch.compile(lambda x: x + 1 if is_block_attention_supported(x) else x - 1, backend="eager")
     assert compiled(query).max() == -1
 
