@@ -37,8 +37,8 @@ except ImportError:
         attend_on_gpu = is_query_supported_on_gpu = None
 
 
-# Tokens of a chunk. What a chunk needs should fit in a core's second-level cache; 256 to 1,024 are about equally fast.
-CHUNK_TOKENS = 512
+# Tokens of a chunk. What a chunk needs should fit in a core's second-level cache; 512 to 2,048 are about equally fast.
+CHUNK_TOKENS = 1024
 
 
 class MixedBlocks(NamedTuple):

@@ -96,8 +96,9 @@ def main() -> None:
             for name, cell in measure_length(length, arguments, record["rows"], deadline).items():
                 record["rows"][name][str(length)] = cell
             write_json(arguments.results, record)
-    if arguments.device == "cpu" and arguments.dtype == "float32":
-        record["limits"] = limits(record["rows"], sorted(arguments.lengths), arguments.size)
+    if arguments.device == "cpu":
+        dtype = getattr(torch, arguments.dtype)
+        record["limits"] = limits(record["rows"], sorted(arguments.lengths), arguments.size, dtype)
     record |= extras(arguments, record["rows"], deadline) | conclusions(record["rows"]) | {"complete": True}
     write_json(arguments.results, record)
     report(record, sorted(arguments.lengths))

@@ -102,10 +102,10 @@ def seconds(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, length: int, rounds: int, kinds: list[str]) -> dict[str, Any]:
+def measure(name: str, length: int, rounds: int, kinds: list[str], dtype: torch.dtype) -> dict[str, Any]:
     """Per pass: medians and ranges of both, and the median over rounds of SDPA's time as a multiple of ours."""
     tokens = torch.randint(5, VOCAB, (1, length), generator=torch.Generator().manual_seed(0))
-    models = {implementation: make_model(name, implementation, length) for implementation in IMPLEMENTATIONS}
+    models = {implementation: make_model(name, implementation, length).to(dtype) for implementation in IMPLEMENTATIONS}
     seconds(models[NAME], tokens, kinds[-1])  # warms up
     times = {kind: {implementation: [] for implementation in IMPLEMENTATIONS} for kind in kinds}
     for number in range(rounds):
@@ -156,6 +156,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write.")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="In tokens.")
     parser.add_argument("--models", nargs="+", default=list(SHAPES), choices=list(SHAPES), metavar="NAME")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="bfloat16 where the processor computes in it; others take many times as long.",
+    )
     parser.add_argument("--rounds", type=int, default=5, help="Passes that each figure is the median of.")
     parser.add_argument("--max_seconds_per_pass", type=float, default=240.0, help="Slower ones are left out.")
     parser.add_argument(
@@ -174,7 +180,7 @@ def main() -> None:
         **provenance(),
         "command": ["scripts/benchmark_interface.py", *sys.argv[1:]],
         "threads": torch.get_num_threads(),
-        "dtype": "float32",
+        "dtype": arguments.dtype,
         "settings": Settings()._asdict(),
         "models": {name: SHAPES[name] | {"num_hidden_layers": LAYERS} for name in arguments.models},
         "parity": {name: check_parity(name) for name in arguments.models},
@@ -186,7 +192,7 @@ def main() -> None:
             left = deadline - time.monotonic()
             kinds = affordable(rows, length, arguments.max_seconds_per_pass, arguments.rounds, left)
             if kinds:
-                rows[str(length)] = measure(name, length, arguments.rounds, kinds)
+                rows[str(length)] = measure(name, length, arguments.rounds, kinds, getattr(torch, arguments.dtype))
                 write_json(arguments.results, record)
     record["faster_from"] = {
         name: {kind: first_faster(rows, kind) for kind in PASSES} for name, rows in record["rows"].items()

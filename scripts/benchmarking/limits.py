@@ -54,11 +54,11 @@ def products(name: str, length: int, size: str = SMALL) -> list[Product]:
     return found
 
 
-def seconds_of(product: Product) -> float:
-    """The median time of the product, of float32 on the CPU."""
-    left = torch.randn(product.count, product.m, product.k)
-    right = torch.randn(product.count, product.k, product.n)
-    out = torch.empty(product.count, product.m, product.n)
+def seconds_of(product: Product, dtype: torch.dtype = torch.float32) -> float:
+    """The median time of the product on the CPU."""
+    left = torch.randn(product.count, product.m, product.k).to(dtype)
+    right = torch.randn(product.count, product.k, product.n).to(dtype)
+    out = torch.empty(product.count, product.m, product.n, dtype=dtype)
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
@@ -67,7 +67,9 @@ def seconds_of(product: Product) -> float:
     return statistics.median(times)
 
 
-def limits(rows: dict[str, Any], lengths: list[int], size: str = SMALL) -> dict[str, Any]:
+def limits(
+    rows: dict[str, Any], lengths: list[int], size: str = SMALL, dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
     """`{model: {length: {pass: multiple of the floor's time}}}` of the `LIMITED` models that `rows` has."""
     cases = [(name, length) for name in LIMITED if name in rows for length in lengths if str(length) in rows[name]]
     found: dict[str, Any] = {}
@@ -75,8 +77,8 @@ def limits(rows: dict[str, Any], lengths: list[int], size: str = SMALL) -> dict[
         layers, floor = sinkhorn_config(name, size).num_hidden_layers, rows[FLOOR][str(length)]
         forward = backward = 0.0
         for product in products(name, length, size):
-            forward += layers * seconds_of(product)
-            backward += layers * sum(map(seconds_of, product.backward()))
+            forward += layers * seconds_of(product, dtype)
+            backward += layers * sum(seconds_of(other, dtype) for other in product.backward())
         times = {FORWARD: forward, FORWARD_BACKWARD: forward + backward}
         found.setdefault(name, {})[str(length)] = {
             kind: 1 + seconds / floor[kind]["seconds"] for kind, seconds in times.items()
