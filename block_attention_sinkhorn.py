@@ -22,8 +22,10 @@ from torch import Tensor
 
 
 try:  # a folder on the Hub, or any package
+    from .dropout_sinkhorn import DroppedWeights, draw_seed
     from .rotary_sinkhorn import RotaryTables
 except ImportError:  # flat modules, as installed
+    from dropout_sinkhorn import DroppedWeights, draw_seed
     from rotary_sinkhorn import RotaryTables
 
 try:
@@ -135,15 +137,14 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx, query, key, value, mixed_key, mixed_value, weight, index, mask, scaling, dropout, *tables):
         ctx.save_for_backward(query, key, value, mixed_key, mixed_value, weight, index, mask, *tables)
         ctx.scaling, ctx.dropout = scaling, dropout
-        # Of the default generator, which whoever computes a forward pass again sets back.
-        ctx.seed = int(torch.randint(2**62, ())) if dropout > 0 else None
+        ctx.seed = draw_seed() if dropout > 0 else None
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, scaling, *tables)
-        drop = _Dropout(dropout, ctx.seed, chunk.weights) if dropout > 0 else None
+        dropped = DroppedWeights(dropout, ctx.seed, query.device) if dropout > 0 else None
         output = torch.empty_like(query)
         for row, blocks in chunk.pieces():
             queries, _, values, weights = chunk.load(row, blocks)
-            if drop is not None:
-                weights.mul_(drop.draw(len(weights)))
+            if dropped is not None:
+                weights.mul_(dropped.factors(weights))
             attended = torch.bmm(weights, values, out=queries)
             output[row, blocks].transpose(1, 2).copy_(chunk.by_head(attended))
         return output
@@ -153,7 +154,7 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx, grad_output):
         query, key, value, mixed_key, mixed_value, weight, index, mask, *tables = ctx.saved_tensors
         chunk = _Chunk(query, key, value, mixed_key, mixed_value, index, mask, ctx.scaling, *tables)
-        drop = _Dropout(ctx.dropout, ctx.seed, chunk.weights) if ctx.dropout > 0 else None
+        dropped = DroppedWeights(ctx.dropout, ctx.seed, query.device) if ctx.dropout > 0 else None
         grads = _Gradients(chunk, weight if ctx.needs_input_grad[5] else None)
         buffers = [torch.empty_like(x) for x in (chunk.queries, chunk.values, chunk.weights)]
         for row, blocks in chunk.pieces():
@@ -163,12 +164,12 @@ class _BlockAttention(torch.autograd.Function):
             )
             chunk.by_head(upstream).copy_(grad_output[row, blocks].transpose(1, 2))
             kept = weights
-            if drop is not None:
-                factors = drop.draw(len(weights))
+            if dropped is not None:
+                factors = dropped.factors(weights)
                 kept = torch.mul(weights, factors, out=grad_weights)
             torch.bmm(kept.mT, upstream, out=grad_values)
             torch.bmm(upstream, values.mT, out=grad_weights)
-            if drop is not None:
+            if dropped is not None:
                 grad_weights.mul_(factors)
             # Buffers are reused, so that all of this stays in the processor's cache. So is the gradient of the
             # softmax, which torch writes in place only by this operator, not by a public function.
@@ -185,27 +186,6 @@ class _BlockAttention(torch.autograd.Function):
         inputs = query, key, value, mixed_key, mixed_value, weight
         found = grads.query, grads.key, grads.value, grads.mixed_key, grads.mixed_value, grads.weight
         return *(None if grad is None else grad.to(x.dtype) for grad, x in zip(found, inputs)), *[None] * 8
-
-
-class _Dropout:
-    """
-    Which weights are dropped, chunk by chunk. Nothing of the size of the scores is kept for backward: it draws the same
-    again from the seed. 16 random bits a weight cost a fraction of what the library's dropout does.
-    """
-
-    def __init__(self, probability: float, seed: int, weights: Tensor):
-        self.threshold = round(probability * 2**16)
-        self.scale = 1 / (1 - self.threshold / 2**16)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.factors = torch.empty_like(weights)
-        self.numbers = torch.empty(-(-weights.numel() // 4), dtype=torch.int64)
-
-    def draw(self, count: int) -> Tensor:
-        """For the first `count` matrices of weights: 0, or what keeps the mean."""
-        factors = self.factors[:count]
-        numbers = self.numbers[: -(-factors.numel() // 4)].random_(-(2**63), None, generator=self.generator)
-        bits = numbers.view(torch.int16)[: factors.numel()].view(factors.shape)
-        return torch.ge(bits, self.threshold - 2**15, out=factors).mul_(self.scale)
 
 
 class _Chunk:

@@ -6,7 +6,7 @@ Attention of each token to blocks of its own choice and to those that it always 
 The fast way groups pairs of a token and a block by block, as Mixture of Block Attention does: each block meets the
 queries that chose it in dense products of a few queries (tiles), and partial softmaxes are merged by their largest
 scores and sums. Nothing of the size of all scores, or of all gathered keys, is made; backward computes tiles again.
-The plain way gathers the blocks of each token, a few tokens at a time. It gives maps, and can drop weights.
+The plain way gathers the blocks of each token, a few tokens at a time. It gives maps.
 
 Shape letters as in `routing_sinkhorn.py`; `r = H / G`, `K` keys that are always read, `t` queries of a tile.
 """
@@ -21,8 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 
 try:  # a folder on the Hub, or any package
+    from .dropout_sinkhorn import DroppedWeights, draw_seed
     from .sorting_sinkhorn import HardSort, gather_blocks
 except ImportError:  # flat modules, as installed
+    from dropout_sinkhorn import DroppedWeights, draw_seed
     from sorting_sinkhorn import HardSort, gather_blocks
 
 
@@ -124,20 +126,25 @@ def _attend_to_gathered(query, choice, sources, blocks: slice, scaling, dropout,
 # The fast way -----------------------------------------------------------------------------------------------------
 
 
-def attend_by_block(query: Tensor, choice: HardSort, sources: Sources, scaling: float) -> Tensor:
+def attend_by_block(query: Tensor, choice: HardSort, sources: Sources, scaling: float, dropout: float = 0.0) -> Tensor:
     """As `attend_to_gathered`; the output for a query that may see nothing is finite, and has no meaning."""
     key, value = (x.to(query.dtype) for x in sources[:2])
     always_key, always_value = (x.to(query.dtype) for x in sources[3:5])
     return _AttentionByBlock.apply(
         query, key, value, always_key, always_value, choice.weight, choice.index, choice.chosen, sources.filled,
-        sources.always_mask, scaling,
+        sources.always_mask, scaling, dropout,
     )  # fmt: skip
 
 
 class _AttentionByBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask, scaling):
-        work = _Work(query, key, value, always_key, always_value, index, chosen, filled, always_mask, scaling)
+    def forward(
+        ctx, query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask, scaling, dropout
+    ):
+        ctx.scaling, ctx.dropout, ctx.seed = scaling, dropout, draw_seed() if dropout > 0 else None
+        work = _Work(
+            query, key, value, always_key, always_value, index, chosen, filled, always_mask, scaling, dropout, ctx.seed
+        )
         output, log_sum = torch.empty_like(work.query), work.query.new_empty(work.query.shape[:-1], dtype=work.precise)
         ctx.pairs = []
         for rows in work.parts():
@@ -147,7 +154,7 @@ class _AttentionByBlock(torch.autograd.Function):
             top = scores.amax(-1, keepdim=True)
             scores = scores.sub_(top).exp2_()
             total = scores.sum(-1, keepdim=True)
-            attended = torch.bmm(scores.to(query.dtype), work.always_value[rows].flatten(0, 1))
+            attended = torch.bmm(work.kept(scores).to(query.dtype), work.always_value[rows].flatten(0, 1))
             # (c, G, Q, r, ...) of the always read keys, and (slots, r, ...) of the chosen ones
             top, total, attended = (work.by_query(x) for x in (top, total, attended))
             if pairs is not None:
@@ -169,7 +176,6 @@ class _AttentionByBlock(torch.autograd.Function):
         ctx.save_for_backward(
             query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask, output, log_sum
         )
-        ctx.scaling = scaling
         return work.to_query(output)
 
     @staticmethod
@@ -177,7 +183,20 @@ class _AttentionByBlock(torch.autograd.Function):
     def backward(ctx, grad_output):
         *inputs, output, log_sum = ctx.saved_tensors
         query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask = inputs
-        work = _Work(query, key, value, always_key, always_value, index, chosen, filled, always_mask, ctx.scaling)
+        work = _Work(
+            query,
+            key,
+            value,
+            always_key,
+            always_value,
+            index,
+            chosen,
+            filled,
+            always_mask,
+            ctx.scaling,
+            ctx.dropout,
+            ctx.seed,
+        )
         upstream = work.from_query(grad_output)
         delta = (upstream.to(work.precise) * output).sum(-1)  # (B * M, G, Q, r)
         grad_query = torch.empty_like(work.query)
@@ -190,7 +209,7 @@ class _AttentionByBlock(torch.autograd.Function):
             scores = work.always_scores(rows)
             flat = work.flat(log_sum[rows]), work.flat(delta[rows])
             own_query, own_upstream = work.flat(work.query[rows]), work.flat(upstream[rows])
-            weights, grad_scores = _backward_of_softmax(
+            weights, grad_scores = work.backward_of_softmax(
                 scores, own_upstream, work.always_value[rows].flatten(0, 1), *flat
             )
             grad_always[1][rows] = torch.bmm(weights.mT, own_upstream).view_as(grad_always[1][rows])
@@ -217,20 +236,8 @@ class _AttentionByBlock(torch.autograd.Function):
             grad_always[0].view_as(always_key),
             grad_always[1].view_as(always_value),
             grad_weight,
-            *[None] * 5,
+            *[None] * 6,
         )
-
-
-def _backward_of_softmax(
-    scores: Tensor, upstream: Tensor, values: Tensor, log_sum: Tensor, delta: Tensor
-) -> tuple[Tensor, Tensor]:
-    """
-    Scores `(*, rows, keys)`, which are overwritten, to weights and the gradient of `e`'s scores. `log_sum` and `delta`
-    `(*, rows)`.
-    """
-    weights = scores.sub_(log_sum.unsqueeze(-1)).exp2_()
-    grad = torch.bmm(upstream, values.mT).to(weights.dtype).sub_(delta.unsqueeze(-1)).mul_(weights)
-    return weights.to(upstream.dtype), grad.to(upstream.dtype)
 
 
 class _Pairs(NamedTuple):
@@ -249,7 +256,9 @@ class _Work:
     `(B * M, G, K, D)` always read ones. A part is a slice of `c` of the `B * M` blocks of queries.
     """
 
-    def __init__(self, query, key, value, always_key, always_value, index, chosen, filled, always_mask, scaling):
+    def __init__(
+        self, query, key, value, always_key, always_value, index, chosen, filled, always_mask, scaling, dropout, seed
+    ):
         self.batch, self.num_destinations, self.per_block, heads, self.width = query.shape
         self.groups, self.num_blocks = key.shape[1:3]
         self.repeats = heads // self.groups
@@ -268,6 +277,7 @@ class _Work:
             self.always_mask = mask[:, None, :, None]
         self.tile = max(8, ROWS_OF_TILE // self.repeats)
         self.device = query.device.type
+        self.dropped = DroppedWeights(dropout, seed, query.device) if dropout > 0 else None
 
     def from_query(self, x: Tensor) -> Tensor:
         """`(B, M, Q, H, D)` to `(B * M, G, Q, r, D)`."""
@@ -305,6 +315,26 @@ class _Work:
         if self.always_mask is not None:
             self.by_query(scores).masked_fill_(~self.always_mask[rows], torch.finfo(scores.dtype).min)
         return scores
+
+    def kept(self, weights: Tensor) -> Tensor:
+        """The weights after dropout. Forward and backward ask for them in the same order."""
+        return weights if self.dropped is None else weights * self.dropped.factors(weights)
+
+    def backward_of_softmax(
+        self, scores: Tensor, upstream: Tensor, values: Tensor, log_sum: Tensor, delta: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Scores `(*, rows, keys)`, which are overwritten, to the weights that values are multiplied by, and the gradient of
+        `e`'s scores. `log_sum` and `delta` `(*, rows)`.
+        """
+        weights = scores.sub_(log_sum.unsqueeze(-1)).exp2_()
+        grad = torch.bmm(upstream, values.mT).to(weights.dtype)
+        kept = weights
+        if self.dropped is not None:
+            factors = self.dropped.factors(weights)
+            kept, grad = weights * factors, grad.mul_(factors)
+        grad = grad.sub_(delta.unsqueeze(-1)).mul_(weights)
+        return kept.to(upstream.dtype), grad.to(upstream.dtype)
 
     def group(self, rows: slice) -> _Pairs | None:
         """`None` where no query chose a block."""
@@ -362,7 +392,7 @@ class _Work:
             scores = scores.sub_(top).exp2_()
             tops[places] = top.view(-1, self.repeats, 1)
             totals[places] = scores.sum(-1, keepdim=True).view(-1, self.repeats, 1)
-            torch.bmm(scores.to(value.dtype), value, out=outputs[places].view(query.shape))
+            torch.bmm(self.kept(scores).to(value.dtype), value, out=outputs[places].view(query.shape))
         return tops, totals, outputs
 
     def backward_of_tiles(
@@ -384,7 +414,9 @@ class _Work:
             own = upstream.index_select(0, numbers).view(*shape, self.width)
             sums = log_sum.index_select(0, numbers).masked_fill_(~is_pair[places].unsqueeze(-1), math.inf).view(shape)
             kept = scores * math.log(2) if needs_weight else None
-            weights, grad = _backward_of_softmax(scores, own, value, sums, delta.index_select(0, numbers).view(shape))
+            weights, grad = self.backward_of_softmax(
+                scores, own, value, sums, delta.index_select(0, numbers).view(shape)
+            )
             grad_value.index_add_(0, blocks, torch.bmm(weights.mT, own).to(grad_value.dtype))
             grad_key.index_add_(0, blocks, torch.bmm(grad.mT, query).mul_(self.scaling).to(grad_key.dtype))
             grads[places] = torch.bmm(grad, key).mul_(self.scaling).view(-1, self.repeats, self.width)

@@ -152,21 +152,21 @@ class SinkhornTokenAttention(SinkhornAttention):
         """`query` `(B, M, Q, H, D)`; `everything` keys and values of all blocks, which a mixture reads."""
         dropout = self.dropout
         attention_map = None
-        if self._gathers(query, dropout, maps):
+        if self._gathers(query, maps):
             output, on_always, on_chosen = attend_to_gathered(query, choice, sources, self.scaling, dropout, maps)
             if maps:
                 on_always = self.local_map(on_always, layout)
                 attention_map = on_always + on_chosen[..., : on_always.shape[-2], :]
         else:
-            output = attend_by_block(query, choice, sources, self.scaling)
+            output = attend_by_block(query, choice, sources, self.scaling, dropout)
         if self.layer_type == "mixture_attention":
             full_output, full_map = self.attend_to_everything(query, *everything, layout, maps)
             output = output + full_output
             attention_map = (attention_map + full_map) / 2 if maps else None
         return output, attention_map
 
-    def _gathers(self, query: Tensor, dropout: float, maps: bool) -> bool:
+    def _gathers(self, query: Tensor, maps: bool) -> bool:
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return True
         few = query.shape[1] * query.shape[2] <= FEW_QUERIES
-        return maps or few or dropout > 0 or self.config._attn_implementation == "eager"
+        return maps or few or self.config._attn_implementation == "eager"

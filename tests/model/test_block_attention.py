@@ -7,6 +7,7 @@ import torch
 import attention_sinkhorn
 import block_attention_sinkhorn
 from block_attention_sinkhorn import GatheredBlocks, MixedBlocks, block_attention, is_block_attention_supported
+from dropout_sinkhorn import DroppedWeights
 from helpers import assert_close, layer_cases, padding_masks, tiny_config
 from modeling_sinkhorn import SinkhornModel
 from rotary_sinkhorn import RotaryTables, apply_rotary
@@ -164,11 +165,9 @@ def test_half_precision_is_rounded_once_unless_the_processor_computes_in_it(dtyp
 def test_dropped_weights_have_no_part_in_outputs_and_gradients(sizes, kind, monkeypatch):
     monkeypatch.setattr(block_attention_sinkhorn, "CHUNK_TOKENS", 2 * sizes[2])
     drawn = []
-    draw = block_attention_sinkhorn._Dropout.draw
+    draw = DroppedWeights.factors
     monkeypatch.setattr(
-        block_attention_sinkhorn._Dropout,
-        "draw",
-        lambda self, count: drawn.append(draw(self, count).clone()) or drawn[-1].clone(),
+        DroppedWeights, "factors", lambda self, weights: drawn.append(draw(self, weights).clone()) or drawn[-1].clone()
     )
     tables, inputs, sorted_blocks, _ = attention_case(sizes, kind, 3, False)
     batch, blocks, b, heads, *_ = sizes
@@ -183,22 +182,6 @@ def test_dropped_weights_have_no_part_in_outputs_and_gradients(sizes, kind, monk
     assert_close(actual, expected, 1e-12)
     for grad, expected_grad in zip(grads, torch.autograd.grad(expected, inputs, torch.ones_like(expected))):
         assert_close(grad, expected_grad, 1e-12)
-
-
-def test_as_many_weights_are_dropped_as_asked_for_and_others_each_time():
-    """64 * 4,096 of them: five standard deviations are 0.003. Neighbours are dropped independently."""
-    torch.manual_seed(0)
-    dropout = block_attention_sinkhorn._Dropout(0.1, 3, torch.empty(4, 16, 4096))
-    kept = torch.stack([dropout.draw(4).clone() for _ in range(2)]).ne(0).double()
-    assert abs(kept.mean() - 0.9) < 0.003
-    for one, other in ((kept[0], kept[1]), (kept[..., 1:], kept[..., :-1]), (kept[:, :, 1:], kept[:, :, :-1])):
-        assert abs((one * other).mean() - 0.81) < 0.005
-    query, key, value = random(1, 4, 4, 2, 8), *(random(1, 2, 4, 4, 8) for _ in "kv")
-    outputs = []
-    for seed in (1, 1, 2):
-        torch.manual_seed(seed)
-        outputs.append(block_attention(query, key, value, rotation(1, 4, 4, 8), None, None, 0.3, 0.5))
-    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
 
 def test_is_for_every_type_and_not_for_graphs():
