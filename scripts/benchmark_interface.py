@@ -4,6 +4,7 @@ Measures the time of models of other types with `attn_implementation="sinkhorn"`
 lengths: a forward pass, and a forward and backward pass. Rounds are interleaved in one process.
 
     python scripts/benchmark_interface.py --results results/benchmarks/interface.json      # an hour on two CPU cores
+    python scripts/benchmark_interface.py --results runs/training.json --dtype bfloat16 --dropout 0.1
     python scripts/benchmark_interface.py --results runs/quick.json --quick      # short texts, one round
 
 The models have the shapes of MiniLM, ModernBERT-base and SmolLM2-135M, with fewer layers; weights and tokens are random:
@@ -39,8 +40,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "hidden_size": 384,
         "intermediate_size": 1536,
         "num_attention_heads": 12,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
     },
     "ModernBERT": {
         "model_type": "modernbert",
@@ -59,14 +58,23 @@ SHAPES: dict[str, dict[str, Any]] = {
         "use_cache": False,
     },
 }
+# The fields for dropout, of hidden states and of attention weights.
+DROPOUTS = {
+    "BERT": ("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    "ModernBERT": ("embedding_dropout", "mlp_dropout", "attention_dropout"),
+    "Llama": ("attention_dropout",),
+}
 IMPLEMENTATIONS = ("sdpa", NAME)
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
 QUICK = {"lengths": [1024, 2048], "rounds": 1}
 
 
-def make_model(name: str, attn_implementation: str, length: int, **overrides: Any) -> PreTrainedModel:
+def make_model(
+    name: str, attn_implementation: str, length: int, dropout: float = 0.0, **overrides: Any
+) -> PreTrainedModel:
     torch.manual_seed(0)
-    fields = SHAPES[name] | SMALL | {"max_position_embeddings": length} | overrides
+    dropouts = dict.fromkeys(DROPOUTS[name], dropout)
+    fields = SHAPES[name] | SMALL | {"max_position_embeddings": length} | dropouts | overrides
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     return AutoModel.from_config(config, attn_implementation=attn_implementation).eval()
 
@@ -92,8 +100,8 @@ def check_parity(name: str) -> float:
 
 
 def seconds(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> float:
-    """Of one pass. A forward pass alone keeps no activations."""
-    model.zero_grad(set_to_none=True)
+    """Of one pass. A forward pass alone keeps no activations, and drops nothing."""
+    model.train(kind == FORWARD_BACKWARD).zero_grad(set_to_none=True)
     start = time.perf_counter()
     with torch.set_grad_enabled(kind == FORWARD_BACKWARD):
         output = model(tokens).last_hidden_state
@@ -102,19 +110,22 @@ def seconds(model: PreTrainedModel, tokens: torch.Tensor, kind: str) -> float:
     return time.perf_counter() - start
 
 
-def measure(name: str, length: int, rounds: int, kinds: list[str], dtype: torch.dtype) -> dict[str, Any]:
+def measure(name: str, length: int, kinds: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Per pass: medians and ranges of both, and the median over rounds of SDPA's time as a multiple of ours."""
     tokens = torch.randint(5, VOCAB, (1, length), generator=torch.Generator().manual_seed(0))
-    models = {implementation: make_model(name, implementation, length).to(dtype) for implementation in IMPLEMENTATIONS}
+    models = {
+        implementation: make_model(name, implementation, length, arguments.dropout).to(getattr(torch, arguments.dtype))
+        for implementation in IMPLEMENTATIONS
+    }
     seconds(models[NAME], tokens, kinds[-1])  # warms up
     times = {kind: {implementation: [] for implementation in IMPLEMENTATIONS} for kind in kinds}
-    for number in range(rounds):
+    for number in range(arguments.rounds):
         order = IMPLEMENTATIONS if number % 2 else IMPLEMENTATIONS[::-1]
         for kind in kinds:
             for implementation in order:
                 times[kind][implementation].append(seconds(models[implementation], tokens, kind))
                 gc.collect()
-    cell: dict[str, Any] = {"rounds": rounds}
+    cell: dict[str, Any] = {"rounds": arguments.rounds}
     for kind in kinds:
         cell[kind] = {
             implementation: {"seconds": statistics.median(values), "spread": [min(values), max(values)]}
@@ -162,6 +173,9 @@ def parse_arguments() -> argparse.Namespace:
         default="float32",
         help="bfloat16 where the processor computes in it; others take many times as long.",
     )
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, help="Of hidden states and attention weights, in passes with a backward."
+    )
     parser.add_argument("--rounds", type=int, default=5, help="Passes that each figure is the median of.")
     parser.add_argument("--max_seconds_per_pass", type=float, default=240.0, help="Slower ones are left out.")
     parser.add_argument(
@@ -181,6 +195,7 @@ def main() -> None:
         "command": ["scripts/benchmark_interface.py", *sys.argv[1:]],
         "threads": torch.get_num_threads(),
         "dtype": arguments.dtype,
+        "dropout": arguments.dropout,
         "settings": Settings()._asdict(),
         "models": {name: SHAPES[name] | {"num_hidden_layers": LAYERS} for name in arguments.models},
         "parity": {name: check_parity(name) for name in arguments.models},
@@ -192,7 +207,7 @@ def main() -> None:
             left = deadline - time.monotonic()
             kinds = affordable(rows, length, arguments.max_seconds_per_pass, arguments.rounds, left)
             if kinds:
-                rows[str(length)] = measure(name, length, arguments.rounds, kinds, getattr(torch, arguments.dtype))
+                rows[str(length)] = measure(name, length, kinds, arguments)
                 write_json(arguments.results, record)
     record["faster_from"] = {
         name: {kind: first_faster(rows, kind) for kind in PASSES} for name, rows in record["rows"].items()

@@ -100,14 +100,32 @@ def test_interface(tmp_path, monkeypatch, capsys):
         small = {"hidden_size": 16 * heads, "intermediate_size": 32, "num_attention_heads": heads}
         monkeypatch.setitem(benchmark_interface.SHAPES, name, shape | small)
     path = tmp_path / "interface.json"
-    run_script_of(monkeypatch, benchmark_interface, "--results", path, "--lengths", 400, 500, "--rounds", 1)
+    run_script_of(monkeypatch, benchmark_interface, "--results", path, "--lengths", 400, 500, "--rounds", 1,
+                  "--dropout", 0.1, "--dtype", "bfloat16")  # fmt: skip
     record = json.loads(path.read_text())
     assert all(error <= 1e-4 for error in record["parity"].values())
+    assert (record["dtype"], record["dropout"]) == ("bfloat16", 0.1)
     printed = capsys.readouterr().out
     for name, rows in record["rows"].items():
         assert f"| {name}" in printed and set(rows) == {"400", "500"}
         for cell in (rows["400"]["forward"], rows["500"]["forward_backward"]):
             assert cell["times_faster"] == pytest.approx(cell["sdpa"]["seconds"] / cell["sinkhorn"]["seconds"])
+
+
+def test_models_of_other_types_are_trained_as_the_flags_say():
+    """Dropout in passes with a backward only; every model has the fields that are named for it."""
+    for name in benchmark_interface.SHAPES:
+        plain, dropping = (
+            benchmark_interface.make_model(name, "sinkhorn", 400, dropout, num_hidden_layers=1) for dropout in (0.0, 0.5)
+        )
+        kept, dropped = (model.config.to_dict() for model in (plain, dropping))
+        changed = {key for key in kept if kept[key] != dropped[key]}
+        assert changed == set(benchmark_interface.DROPOUTS[name])
+    ids = torch.randint(5, 2000, (1, 400))
+    outputs = [dropping.bfloat16().train(mode)(ids).last_hidden_state for mode in (False, False, True)]
+    assert torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
+    for kind, mode in ((benchmark_interface.FORWARD, False), (benchmark_interface.FORWARD_BACKWARD, True)):
+        assert benchmark_interface.seconds(dropping, ids, kind) > 0 and dropping.training is mode
 
 
 def test_no_speed_of_an_interface_that_is_wrong(monkeypatch):

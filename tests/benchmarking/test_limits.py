@@ -46,3 +46,12 @@ def test_limits_are_told_beside_the_models_time():
     )
     limit = found["local"]["256"]["forward_backward"]
     assert f"{limit:.2f} ({2e6 / limit:.2f})" in limits_table(found, rows, [256])
+
+
+def test_products_are_measured_in_the_type_of_the_models(monkeypatch):
+    seen = set()
+    bmm = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *factors, out: seen.add(out.dtype) or bmm(*factors, out=out))
+    rows = {FLOOR: {"256": {kind: {"seconds": 1.0} for kind in ("forward", "forward_backward")}}, "local": {"256": {}}}
+    limits(rows, [256], dtype=torch.bfloat16)
+    assert seen == {torch.bfloat16}
