@@ -65,7 +65,7 @@ QUICK = {
     "ragged_longest": 256,
     "checkpointing_lengths": [1024],
     "long_length": 0,
-    "minutes": 1.2,
+    "minutes": 0.8,
 }
 EXTRAS_SHARE = 0.33  # of the minutes
 

@@ -66,7 +66,7 @@ DROPOUTS = {
 }
 IMPLEMENTATIONS = ("sdpa", NAME)
 LENGTHS = [1024, 2048, 4096, 8192, 16384]
-QUICK = {"lengths": [1024, 2048], "rounds": 1}
+QUICK = {"lengths": [1024], "rounds": 1}
 
 
 def make_model(

@@ -11,6 +11,9 @@ summary of the cut one. A seed sets the split, the new weights and the order. Fi
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
         --runs runs/encoders --results results/classification/encoders.json -- --learning_rate 1e-4 --bf16
 
+The task `reviews`, which is not among the default ones, is of film reviews (IMDb, from the Hub or `--imdb_folder`) of more
+than 512 tokens, where the verdict often stands at the end.
+
 With `--learning_rates` seed 0 is trained with each of them and scored on validation, nothing else is done, and the last
 line is the best of them: that of the highest mean accuracy over the conditions.
 """
@@ -31,11 +34,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.command_line import make_parser
 from common.errors import UserError
 from common.run_record import write_json
+from experiments.tasks.imdb import read as read_reviews
+from experiments.tasks.imdb import without_tags
 from maintenance.small_data import PERIODS, period_of
 from maintenance.sweep import RECORDED_FIELDS, SCRIPT, summarise
 from maintenance.windows import document_scores, to_windows
@@ -56,7 +61,9 @@ WHOLE = {
     AFTER_WINDOWS: "--attn_implementation sinkhorn",
 }
 CONDITIONS = (FIRST, WINDOWS, *WHOLE)
-TASKS = ("address", "president", "period")
+SHIPPED_TASKS = ("address", "president", "period")
+REVIEWS = "reviews"
+REVIEW_COUNTS = {"train": 1000, "validation": 200, "test": 1000}
 # Training addresses of each period: unbalanced, and no more than any seed's split has.
 PERIOD_SIZES = dict(zip((name for name, *_ in PERIODS), (65, 15, 40, 54)))
 TRAINING = {
@@ -98,8 +105,39 @@ def draw_addresses(seed: int) -> dict[str, Dataset]:
     }
 
 
-def labelled_documents(task: str, seed: int) -> dict[str, Dataset]:
+def long_reviews(seed: int, tokenizer: PreTrainedTokenizerBase, imdb_folder: str | None) -> dict[str, Dataset]:
+    """
+    `train`, `validation` and `test`: reviews of more than `SHORT_LENGTH` tokens as `text` with their `label`. Those for
+    training and validation are drawn from the official training part, those of the test are the same for every seed.
+    """
+    room = SHORT_LENGTH - tokenizer.num_special_tokens_to_add()
+
+    def draw(part: str, seed: int, number: int) -> Dataset:
+        rows = read_reviews(part, imdb_folder).shuffle(seed=seed)
+        found: list[dict] = []
+        for row in rows:
+            text = without_tags(row)["text"]
+            if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > room:
+                found.append({"text": text, "label": row["label"]})
+                if len(found) == number:
+                    break
+        return Dataset.from_list(found)
+
+    num_train = REVIEW_COUNTS["train"]
+    drawn = draw("train", seed, num_train + REVIEW_COUNTS["validation"])
+    return {
+        "train": drawn.select(range(num_train)),
+        "validation": drawn.select(range(num_train, len(drawn))),
+        "test": draw("test", 0, REVIEW_COUNTS["test"]),
+    }
+
+
+def labelled_documents(
+    task: str, seed: int, tokenizer: PreTrainedTokenizerBase, imdb_folder: str | None
+) -> dict[str, Dataset]:
     """`train`, `validation` and `test` with the columns `text` and `label`, the parts that the other conditions have."""
+    if task == REVIEWS:
+        return long_reviews(seed, tokenizer, imdb_folder)
     if task == "period":
         parts = {name: rows.rename_column("period", "label") for name, rows in draw_addresses(seed).items()}
         parts["train"], parts["validation"] = hold_out_validation(parts["train"], seed)
@@ -120,22 +158,22 @@ def write_parts(parts: dict[str, Dataset], stem: Path) -> list[str]:
     return flags
 
 
-def data_flags(folder: Path, tokenizer_name: str) -> Callable[[str, bool, int], list[str]]:
+def data_flags(folder: Path, tokenizer_name: str, imdb_folder: str | None) -> Callable[[str, bool, int], list[str]]:
     """How a task, as windows or not, with a seed is named to `run_classification.py`. Files are written once."""
     folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
+    documents = functools.cache(lambda task, seed: labelled_documents(task, seed, tokenizer, imdb_folder))
 
     @functools.cache  # also since a run may be reading them
     def flags(task: str, by_window: bool, seed: int) -> list[str]:
         stem = folder / f"{task}-{seed}"
         if by_window:
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-            windows = {
-                name: to_windows(rows, tokenizer, SHORT_LENGTH)
-                for name, rows in labelled_documents(task, seed).items()
-            }
+            windows = {name: to_windows(rows, tokenizer, SHORT_LENGTH) for name, rows in documents(task, seed).items()}
             return [*write_parts(windows, folder / f"{stem.name}-windows"), "--id_column_name", "document"]
         if task == "period":
             return [*write_parts(draw_addresses(seed), stem), "--label_column_name", "period"]
+        if task == REVIEWS:
+            return write_parts(documents(task, seed), stem)
         return ["--split_by", task]
 
     return flags
@@ -236,7 +274,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace, record: Callable[[Job,
         UserError: some failed; the others were run nevertheless.
     """
     deadline = time.monotonic() + 60 * options.minutes
-    data = data_flags(options.runs / "data", options.model_name_or_path)
+    data = data_flags(options.runs / "data", options.model_name_or_path, options.imdb_folder)
     failures, left = [], 0
     with ThreadPoolExecutor(options.jobs) as pool:
         begun = {}
@@ -328,7 +366,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="Folder for the data and the runs.")
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write, or to add to.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    tasks = (*SHIPPED_TASKS, REVIEWS)
+    parser.add_argument("--tasks", nargs="+", default=list(SHIPPED_TASKS), choices=tasks)
+    parser.add_argument("--imdb_folder", help="Parquet files of IMDb; default: `stanfordnlp/imdb` from the Hub.")
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, metavar="CONDITION")
     parser.add_argument("--epochs_after_windows", type=float, default=3, help=f"Of '{AFTER_WINDOWS}'.")
     parser.add_argument("--learning_rates", nargs="+", help="Only try these, on validation.")

@@ -116,7 +116,8 @@ def test_models_of_other_types_are_trained_as_the_flags_say():
     """Dropout in passes with a backward only; every model has the fields that are named for it."""
     for name in benchmark_interface.SHAPES:
         plain, dropping = (
-            benchmark_interface.make_model(name, "sinkhorn", 400, dropout, num_hidden_layers=1) for dropout in (0.0, 0.5)
+            benchmark_interface.make_model(name, "sinkhorn", 400, dropout, num_hidden_layers=1)
+            for dropout in (0.0, 0.5)
         )
         kept, dropped = (model.config.to_dict() for model in (plain, dropping))
         changed = {key for key in kept if kept[key] != dropped[key]}

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -63,6 +64,30 @@ def test_all_seeds_have_the_same_unbalanced_periods():
         counts = [drawn["train"]["period"][:].count(period) for period in encoders.PERIOD_SIZES]
         assert counts == list(encoders.PERIOD_SIZES.values())
         assert not set(drawn["train"]["text"][:]) & set(drawn["test"]["text"][:])
+
+
+def test_long_reviews_are_long_and_the_test_is_the_same_for_every_seed(tokenizer, tmp_path, monkeypatch):
+    for part in ("train", "test"):
+        rows = [
+            {"text": f"the {part} {row}<br />" + "peace " * (600 if row % 3 else 100), "label": row % 2}
+            for row in range(40)
+        ]
+        Dataset.from_list(rows).to_parquet(tmp_path / f"{part}.parquet")
+    monkeypatch.setattr(encoders, "REVIEW_COUNTS", {"train": 10, "validation": 4, "test": 6})
+    parts = {seed: encoders.long_reviews(seed, tokenizer, str(tmp_path)) for seed in (0, 1)}
+    for drawn in parts.values():
+        assert {name: len(rows) for name, rows in drawn.items()} == {"train": 10, "validation": 4, "test": 6}
+        texts = [*drawn["train"]["text"][:], *drawn["validation"]["text"][:]]
+        assert len(set(texts)) == 14 and all(text.count("peace") == 600 and "<br" not in text for text in texts)
+        assert all(text.startswith("the test") for text in drawn["test"]["text"][:])
+    assert parts[0]["test"][:] == parts[1]["test"][:] and parts[0]["train"][:] != parts[1]["train"][:]
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    flags = encoders.data_flags(tmp_path / "data", str(tmp_path / "tokenizer"), str(tmp_path))(
+        encoders.REVIEWS, False, 0
+    )
+    files = dict(zip(flags[::2], flags[1::2]))
+    assert list(files) == ["--train_file", "--validation_file", "--test_file"]
+    assert Dataset.from_csv(files["--train_file"], cache_dir=tmp_path)["label"][:] == parts[0]["train"]["label"][:]
 
 
 @pytest.mark.slow  # processes of their own: half a minute
