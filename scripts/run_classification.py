@@ -21,7 +21,6 @@ import time
 from dataclasses import dataclass, field
 
 from transformers import (
-    AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     Trainer,
@@ -38,8 +37,8 @@ from training.classification_scores import METRIC_NAMES, make_metrics, predict, 
 from training.defaults import SmallModelTrainingArguments
 from training.flags import parse
 from training.losses import balanced_weights, classification_loss
+from training.mean_of_tokens import choose_pooling, classifier_class, read_documents, takes_mean_of_tokens
 from training.model_choice import (
-    ModelArguments,
     dataset_options,
     load_config,
     load_tokenizer,
@@ -183,7 +182,7 @@ def main() -> None:
         trainer.push_to_hub()
 
 
-def load_model(model_args: ModelArguments, task: Task, tokenizer):
+def load_model(model_args: ModelOfOwnDataArguments, task: Task, tokenizer):
     """A pretrained model with a head for the task, or a small one from scratch."""
     if task.label_names:
         labels = {
@@ -193,7 +192,11 @@ def load_model(model_args: ModelArguments, task: Task, tokenizer):
     else:
         labels = {"num_labels": 1}
     config = load_config(model_args, tokenizer, SMALL_MODEL, problem_type=task.problem_type, **labels)
-    return load_weights(model_args, AutoModelForSequenceClassification, config)
+    choose_pooling(config, model_args.classifier_pooling)
+    model = load_weights(model_args, classifier_class(config), config)
+    if takes_mean_of_tokens(config):
+        read_documents(model)
+    return model
 
 
 def make_loss(task: Task, args: ClassificationTrainingArguments):

@@ -51,12 +51,35 @@ def card_from_run(folder: Path, title: str, license_name: str) -> str | None:
         f"## How it was made\n\n```bash\n{' '.join(_without_paths(run.get('command', [])))}\n```\n",
         _versions(run),
     ]
-    if task:
+    if _takes_mean_of_tokens(config):
+        parts.append(_use_of_mean(config, f"USER/{title}"))
+    elif task:
         parts.append(
             f'## Use\n\n```py\npipeline("{task}", model="USER/{title}", trust_remote_code=True)\n```\n\n'
             "The code comes with the model; pin a `revision` to run only what you have read.\n"
         )
     return "\n".join(part for part in parts if part)
+
+
+def _takes_mean_of_tokens(config: dict[str, Any]) -> bool:
+    kind = (config.get("architectures") or [""])[0]
+    return kind.endswith("ForTokenClassification") and config.get("classifier_pooling") == "mean"
+
+
+def _use_of_mean(config: dict[str, Any], name: str) -> str:
+    """No pipeline takes a mean over tokens."""
+    sparse = "sinkhorn_attention" in config
+    lines = [
+        *(["import interface_sinkhorn  # of the package; it registers the attention"] if sparse else []),
+        "from transformers import AutoModelForTokenClassification, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+        f'model = AutoModelForTokenClassification.from_pretrained("{name}"'
+        + (', attn_implementation="sinkhorn").eval()' if sparse else ").eval()"),
+        'logits = model(**tokenizer(text, return_tensors="pt")).logits.mean(1)  # of all tokens of the document',
+        "print(model.config.id2label[logits.argmax(-1).item()])",
+    ]
+    return "## Use\n\n```py\n" + "\n".join(lines) + "\n```\n"
 
 
 def _named_in(command: list[str]) -> str | None:

@@ -45,6 +45,14 @@ class ModelOfOwnDataArguments(ModelArguments):
         metadata={"help": "No pretrained weights, where the encoder that ships would be taken for your own file."},
     )
 
+    classifier_pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "mean: the class is read from all tokens, the mean of what each says; cls: from the first one. "
+            "Default: as the model's type does."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.from_scratch and self.model_name_or_path:

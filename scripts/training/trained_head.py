@@ -5,6 +5,7 @@ from transformers import AutoConfig
 
 from common.errors import UserError
 from training.classification_data import Head
+from training.mean_of_tokens import classifier_class
 from training.model_choice import ModelArguments, check_folders, hub_options
 
 
@@ -18,7 +19,8 @@ def trained_head(model_args: ModelArguments, needed: bool) -> Head | None:
     check_folders(model_args)
     name = model_args.model_name_or_path
     config = AutoConfig.from_pretrained(model_args.config_name or name, **hub_options(model_args))
-    if not any(kind.endswith("ForSequenceClassification") for kind in config.architectures or []):
+    head = classifier_class(config).__name__.removeprefix("AutoModel")
+    if not any(kind.endswith(head) for kind in config.architectures or []):
         if needed:
             kinds = ", ".join(config.architectures or ["no known kind"])
             raise UserError(

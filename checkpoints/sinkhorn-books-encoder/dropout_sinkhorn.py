@@ -1,0 +1,1 @@
+../../dropout_sinkhorn.py
