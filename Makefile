@@ -43,7 +43,7 @@ test-oldest: $(OLDEST_VENV)/.test
 	$(OLDEST_VENV)/bin/python -m pytest $(WORKERS) tests/model $(ARGS)
 
 benchmark: $(VENV)/.benchmark
-	$(BIN)/python scripts/benchmark.py --results $(RESULTS) --minutes 8 $(ARGS)
+	$(BIN)/python scripts/benchmark.py --results $(RESULTS) $(if $(filter --quick,$(ARGS)),,--minutes 8) $(ARGS)
 	$(BIN)/python scripts/maintain.py plots $(RESULTS) --output $(RESULTS:.json=.png)
 	$(BIN)/python scripts/benchmark_decoding.py --results $(RESULTS:.json=_decoding.json) \
 		$(or $(filter --quick,$(ARGS)),--contexts 1024 4096 16384 --minutes 3)

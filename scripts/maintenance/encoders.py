@@ -247,14 +247,15 @@ def run_job(
         command = [sys.executable, str(SCRIPT), "--output_dir", str(folder), "--overwrite_output_dir", *flags]
         with open(log, "w", encoding="utf-8") as file:
             failed = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        if failed:  # what it has trained stays
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
+            reason = f"signal {-failed}, perhaps too little memory" if failed < 0 else lines[-1]
+            raise UserError(f"{folder} failed: {reason} ({log} has the rest)")
         # Dozens of runs would fill a disk; nothing reads the weights again.
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         if not keeps_weights:
             (folder / "model.safetensors").unlink(missing_ok=True)
-        if failed:
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
-            raise UserError(f"{folder} failed: {lines[-1]} ({log} has the rest)")
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     if training_flags(given_flags(run["command"][1:])) != training_flags(given_flags(flags)):
         raise UserError(

@@ -2,7 +2,9 @@
 """`maintain.py encoders`: windows, the average over them, and runs that are there already."""
 
 import json
+import math
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from common.errors import UserError
 from maintenance import encoders
 from maintenance.windows import document_scores, windows_of
 
@@ -88,6 +91,23 @@ def test_long_reviews_are_long_and_the_test_is_the_same_for_every_seed(tokenizer
     files = dict(zip(flags[::2], flags[1::2]))
     assert list(files) == ["--train_file", "--validation_file", "--test_file"]
     assert Dataset.from_csv(files["--train_file"], cache_dir=tmp_path)["label"][:] == parts[0]["train"]["label"][:]
+
+
+@pytest.mark.parametrize("code, words", [(-9, "signal 9, perhaps too little memory"), (1, "out of luck")])
+def test_a_run_that_failed_keeps_what_it_trained(code, words, tmp_path, monkeypatch):
+    weights = tmp_path / "run" / "checkpoint-7" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+
+    def fail(command, stdout, **kwargs):
+        stdout.write("out of luck\n")
+        stdout.flush()
+        return SimpleNamespace(returncode=code)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(UserError, match=words):
+        encoders.run_job(tmp_path / "run", [], math.inf)
+    assert weights.exists()
 
 
 @pytest.mark.slow  # processes of their own: half a minute
