@@ -14,7 +14,6 @@ chunk, `K = (S + 1) * b` keys.
 """
 
 from collections.abc import Iterator
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -68,10 +67,9 @@ def is_block_attention_supported(query: Tensor) -> bool:
     return query.device.type == "cpu" and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
 
 
-@cache
 def computes_in_bfloat16() -> bool:
     """Whether the processor has instructions for it."""
-    found = torch.cpu.get_capabilities()
+    found = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import modeling_sinkhorn  # noqa: F401  registers the Sinkhorn classes with the Auto classes
+from block_attention_sinkhorn import computes_in_bfloat16
 from common.errors import UserError
 from training.model_choice import check_folders, opened_by_name
 
@@ -92,9 +93,7 @@ def open_writer(args: WriterArguments) -> tuple[PreTrainedModel, PreTrainedToken
 
 def fastest_on_cpu(of_files: torch.dtype | None) -> torch.dtype:
     """In which to compute on this processor, with weights of that type in the files."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # an older torch does not tell
-    has_instructions = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if has_instructions and of_files == torch.bfloat16 else torch.float32
+    return torch.bfloat16 if of_files == torch.bfloat16 and computes_in_bfloat16() else torch.float32
 
 
 def read_text(path: str) -> str:

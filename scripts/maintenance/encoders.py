@@ -12,7 +12,7 @@ summary of the cut one. A seed sets the split, the new weights and the order. Fi
         --runs runs/encoders --results results/classification/encoders.json -- --learning_rate 1e-4 --bf16
 
 The task `reviews`, which is not among the default ones, is of film reviews (IMDb, from the Hub or `--imdb_folder`) of more
-than 512 tokens, where the verdict often stands at the end.
+than 512 tokens.
 
 With `--learning_rates` seed 0 is trained with each of them and scored on validation, nothing else is done, and the last
 line is the best of them: that of the highest mean accuracy over the conditions.
