@@ -39,13 +39,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from common.command_line import make_parser
 from common.errors import UserError
 from common.run_record import write_json
-from experiments.tasks.imdb import read as read_reviews
-from experiments.tasks.imdb import without_tags
 from maintenance.small_data import PERIODS, period_of
 from maintenance.sweep import RECORDED_FIELDS, SCRIPT, summarise
 from maintenance.windows import document_scores, to_windows
 from training.classification_data import hold_out_validation
 from training.flags import given_flags, training_flags
+from training.reviews import read as read_reviews
+from training.reviews import without_tags
 from training.shipped_data import PARTIES, load_address_splits, load_passages
 
 

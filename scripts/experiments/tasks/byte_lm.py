@@ -13,8 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from experiments.tasks import TaskData, first_output, pad
-from experiments.tasks.imdb import read, shuffled_reviews
+from experiments.tasks.imdb import shuffled_reviews
 from experiments.tasks.text import BYTE_VOCABULARY, bytes_of
+from training.reviews import read
 from training.shipped_data import load_address_splits
 
 

@@ -4,26 +4,11 @@ Positive or negative film reviews (IMDb, Maas et al. 2011), on the official test
 Long Range Arena) or as BPE. The reviews have no open licence, so no record quotes one.
 """
 
-from pathlib import Path
-
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from experiments.tasks import TaskData
 from experiments.tasks.text import classification
-
-
-HUB_NAME = "stanfordnlp/imdb"
-
-
-def read(part: str, imdb_folder: str | None) -> Dataset:
-    """`train`, `test` or `unsupervised`: from parquet files of those names in a folder, or else from the Hub."""
-    if imdb_folder is None:
-        return load_dataset(HUB_NAME, split=part)
-    return Dataset.from_parquet(str(Path(imdb_folder) / f"{part}.parquet"))
-
-
-def without_tags(row: dict) -> dict:
-    return {"text": row["text"].replace("<br />", "\n")}
+from training.reviews import HUB_NAME, read, without_tags
 
 
 def shuffled_reviews(rows: Dataset, seed: int, number: int) -> Dataset:
