@@ -4,7 +4,7 @@
 #   make test    check style and run every test but the slow ones, on all cores
 #
 # And a third, `make benchmark`, measures speed and memory beside other models, of whole texts, in decoding, and of other
-# people's models with this attention, in 15 minutes (ARGS=--quick: in 3).
+# people's models with this attention, in 15 minutes (ARGS=--quick: in 2).
 #
 # `make test-oldest` runs the tests of the model with the oldest Transformers and torch, in an environment of its own.
 #
