@@ -184,19 +184,9 @@ class _AttentionByBlock(torch.autograd.Function):
         *inputs, output, log_sum = ctx.saved_tensors
         query, key, value, always_key, always_value, weight, index, chosen, filled, always_mask = inputs
         work = _Work(
-            query,
-            key,
-            value,
-            always_key,
-            always_value,
-            index,
-            chosen,
-            filled,
-            always_mask,
-            ctx.scaling,
-            ctx.dropout,
+            query, key, value, always_key, always_value, index, chosen, filled, always_mask, ctx.scaling, ctx.dropout,
             ctx.seed,
-        )
+        )  # fmt: skip
         upstream = work.from_query(grad_output)
         delta = (upstream.to(work.precise) * output).sum(-1)  # (B * M, G, Q, r)
         grad_query = torch.empty_like(work.query)
@@ -322,7 +312,7 @@ class _Work:
 
     def backward_of_softmax(
         self, scores: Tensor, upstream: Tensor, values: Tensor, log_sum: Tensor, delta: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """
         Scores `(*, rows, keys)`, which are overwritten, to the weights that values are multiplied by, and the gradient of
         `e`'s scores. `log_sum` and `delta` `(*, rows)`.
