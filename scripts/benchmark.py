@@ -36,7 +36,7 @@ from benchmarking.extras import (
     minimum_rounds,
     packing_gain,
 )
-from benchmarking.limits import limits, limits_table
+from benchmarking.limits import limits, limits_tables
 from benchmarking.memory import Task, peak_memory
 from benchmarking.models import (
     FLOOR,
@@ -316,7 +316,7 @@ def report(record: dict[str, Any], lengths: list[int]) -> None:
     for kind in PASSES:
         print(f"\n{table(record['rows'], lengths, kind)}")
     if record.get("limits"):
-        print(f"\n{limits_table(record['limits'], record['rows'], lengths)}")
+        print(f"\n{limits_tables(record['limits'], record['rows'], lengths)}")
     print()
     for name, found in record["crossover"].items():
         if found["measured"] is None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarking.limits import LIMITED, limits, limits_table, products
+from benchmarking.limits import LIMITED, limits, limits_tables, products
 from benchmarking.models import FLOOR, SIZES, SMALL, make_model
 
 
@@ -44,8 +44,13 @@ def test_limits_are_told_beside_the_models_time():
     assert (
         found.keys() == {"local"} and found["local"]["256"]["forward_backward"] > found["local"]["256"]["forward"] > 1
     )
-    limit = found["local"]["256"]["forward_backward"]
-    assert f"{limit:.2f} ({2e6 / limit:.2f})" in limits_table(found, rows, [256])
+    of_products, of_all = (
+        cells["forward_backward"] for cells in (found["local"]["256"], found["local"]["256"]["with_passes"])
+    )
+    assert of_all > of_products
+    alone, with_passes = limits_tables(found, rows, [256]).split("\n\nlimit")
+    for limit, table in ((of_products, alone), (of_all, with_passes)):
+        assert f"{limit:.2f} ({2e6 / limit:.2f})" in table
 
 
 def test_products_are_measured_in_the_type_of_the_models(monkeypatch):
