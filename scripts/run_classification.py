@@ -32,7 +32,7 @@ from common.errors import UserError
 from training.checks import check_training, make_paddable
 from training.class_report import scores_by_class
 from training.classification_data import Task
-from training.classification_inputs import DataTrainingArguments, encode, load_task
+from training.classification_inputs import DataTrainingArguments, encode, load_task, padding_multiple
 from training.classification_scores import METRIC_NAMES, make_metrics, predict, report
 from training.defaults import SmallModelTrainingArguments
 from training.flags import parse
@@ -149,6 +149,7 @@ def main() -> None:
         return compute_metrics(prediction)
 
     timer = TrainingTimer()
+    multiple = padding_multiple(model.config, tokenizer, data_args, training_args.bf16 or training_args.fp16)
     callbacks = [timer, Announcements()]
     if training_args.early_stopping_patience:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
@@ -159,7 +160,7 @@ def main() -> None:
         train_dataset=encoded["train"] if training_args.do_train else None,
         eval_dataset=encoded.get("validation"),
         processing_class=tokenizer,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=DataCollatorWithPadding(tokenizer, pad_to_multiple_of=multiple),
         compute_loss_func=loss,
         compute_metrics=compute,
         callbacks=callbacks,

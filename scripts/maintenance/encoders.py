@@ -2,8 +2,8 @@
 """
 Fine-tunes a pretrained encoder of 512 tokens on long documents in several ways, with equal settings and several seeds:
 cut, made longer by `extend_positions.py` with either attention, by windows whose predictions are averaged, and by windows
-first and the whole then: the encoder that was trained on windows is made longer, and trained on. TF-IDF stands in the
-summary of the cut one. A seed sets the split, the new weights and the order. Finished runs are kept.
+first: the encoder that was trained on them is made longer, and trained on, or reads as it is. TF-IDF stands in the summary
+of the cut ones. A seed sets the split, the new weights and the order. Finished runs are kept.
 
     python scripts/extend_positions.py --model_name_or_path M --max_position_embeddings 4096 --output_dir runs/long
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
@@ -11,8 +11,8 @@ summary of the cut one. A seed sets the split, the new weights and the order. Fi
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
         --runs runs/encoders --results results/classification/encoders.json -- --learning_rate 1e-4 --bf16
 
-The task `reviews`, which is not among the default ones, is of film reviews (IMDb, from the Hub or `--imdb_folder`) of more
-than 512 tokens.
+The tasks `reviews` and `reviews of any length`, which are not among the default ones, are of film reviews (IMDb, from the Hub
+or `--imdb_folder`) of more than 512 tokens; those to learn from have any length in the second.
 
 With `--learning_rates` seed 0 is trained with each of them and scored on validation, nothing else is done, and the last
 line is the best of them: that of the highest mean accuracy over the conditions.
@@ -21,51 +21,49 @@ line is the best of them: that of the highest mean accuracy over the conditions.
 import argparse
 import functools
 import json
-import random
 import re
 import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import Dataset, concatenate_datasets
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-
 from common.command_line import make_parser
 from common.errors import UserError
 from common.run_record import write_json
-from maintenance.small_data import PERIODS, period_of
+from maintenance.encoder_data import SHIPPED_TASKS, SHORT_LENGTH, TRAINING_REVIEWS, data_flags
 from maintenance.sweep import RECORDED_FIELDS, SCRIPT, summarise
-from maintenance.windows import document_scores, to_windows
-from training.classification_data import hold_out_validation
+from maintenance.windows import document_scores
 from training.flags import given_flags, training_flags
-from training.reviews import read as read_reviews
-from training.reviews import without_tags
-from training.shipped_data import PARTIES, load_address_splits, load_passages
 
 
-SHORT_LENGTH = 512
 FIRST, WINDOWS = "first 512 tokens", "windows of 512, averaged"
+# These go on with the encoder that was trained on windows: it is trained on, or reads as it is.
 AFTER_WINDOWS = "windows of 512, then whole, sinkhorn"
+FIRST_AS_IT_IS = "windows of 512, then the first 512 tokens, as it is"
 # The flags of those that read whole documents.
+WHOLE_AS_IT_IS = {
+    "windows of 512, then whole, sinkhorn, as it is": "--attn_implementation sinkhorn",
+    "windows of 512, then whole, sinkhorn without a global block, as it is": "--attn_implementation sinkhorn "
+    "--sinkhorn_attention num_global_blocks=0",
+    "windows of 512, then whole, SDPA, as it is": "--attn_implementation sdpa",
+}
 WHOLE = {
     "whole, SDPA": "--attn_implementation sdpa",
     "whole, sinkhorn": "--attn_implementation sinkhorn",
     "whole, sinkhorn, 8 blocks by token": "--attn_implementation sinkhorn --sinkhorn_attention "
     "num_sorted_blocks=8,sort_granularity=token",
     AFTER_WINDOWS: "--attn_implementation sinkhorn",
+    **WHOLE_AS_IT_IS,
 }
-CONDITIONS = (FIRST, WINDOWS, *WHOLE)
-SHIPPED_TASKS = ("address", "president", "period")
-REVIEWS = "reviews"
-REVIEW_COUNTS = {"train": 1000, "validation": 200, "test": 1000}
-# Training addresses of each period: unbalanced, and no more than any seed's split has.
-PERIOD_SIZES = dict(zip((name for name, *_ in PERIODS), (65, 15, 40, 54)))
+AS_IT_IS = (FIRST_AS_IT_IS, *WHOLE_AS_IT_IS)
+ON_WINDOWS = (AFTER_WINDOWS, *AS_IT_IS)
+CONDITIONS = (FIRST, WINDOWS, FIRST_AS_IT_IS, *WHOLE)
 TRAINING = {
     "learning_rate": ["5e-5"],
     "num_train_epochs": ["5"],
@@ -75,6 +73,7 @@ TRAINING = {
     "save_only_model": [],
     "save_total_limit": ["1"],
 }
+_MAKING_LONGER = threading.Lock()
 
 
 class Job(NamedTuple):
@@ -89,113 +88,28 @@ class Job(NamedTuple):
         return "-".join(re.sub(r"[^\w.]+", "_", str(part)) for part in parts)
 
 
-def draw_addresses(seed: int) -> dict[str, Dataset]:
-    """`train` and `test`: whole addresses as `text` with their `period`. The test part is of the shipped task."""
-    splits = load_address_splits(seed, "classification")
-    pool = concatenate_datasets([splits["train"], splits["validation"]])
-    draw = random.Random(seed)
-    train = []
-    for period, size in PERIOD_SIZES.items():
-        rows = [row for row, year in enumerate(pool["year"][:]) if period_of(year) == period]
-        train += draw.sample(rows, size)
-    draw.shuffle(train)
-    return {
-        part: Dataset.from_dict({"text": rows["text"][:], "period": [period_of(year) for year in rows["year"][:]]})
-        for part, rows in (("train", pool.select(train)), ("test", splits["test"]))
-    }
-
-
-def long_reviews(seed: int, tokenizer: PreTrainedTokenizerBase, imdb_folder: str | None) -> dict[str, Dataset]:
-    """
-    `train`, `validation` and `test`: reviews of more than `SHORT_LENGTH` tokens as `text` with their `label`. Those for
-    training and validation are drawn from the official training part, those of the test are the same for every seed.
-    """
-    room = SHORT_LENGTH - tokenizer.num_special_tokens_to_add()
-
-    def draw(part: str, seed: int, number: int) -> Dataset:
-        rows = read_reviews(part, imdb_folder).shuffle(seed=seed)
-        found: list[dict] = []
-        for row in rows:
-            text = without_tags(row)["text"]
-            if len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > room:
-                found.append({"text": text, "label": row["label"]})
-                if len(found) == number:
-                    break
-        return Dataset.from_list(found)
-
-    num_train = REVIEW_COUNTS["train"]
-    drawn = draw("train", seed, num_train + REVIEW_COUNTS["validation"])
-    return {
-        "train": drawn.select(range(num_train)),
-        "validation": drawn.select(range(num_train, len(drawn))),
-        "test": draw("test", 0, REVIEW_COUNTS["test"]),
-    }
-
-
-def labelled_documents(
-    task: str, seed: int, tokenizer: PreTrainedTokenizerBase, imdb_folder: str | None
-) -> dict[str, Dataset]:
-    """`train`, `validation` and `test` with the columns `text` and `label`, the parts that the other conditions have."""
-    if task == REVIEWS:
-        return long_reviews(seed, tokenizer, imdb_folder)
-    if task == "period":
-        parts = {name: rows.rename_column("period", "label") for name, rows in draw_addresses(seed).items()}
-        parts["train"], parts["validation"] = hold_out_validation(parts["train"], seed)
-        return parts
-    return {
-        name: Dataset.from_dict({"text": rows["text"][:], "label": [PARTIES[label] for label in rows["label"][:]]})
-        for name, rows in load_passages(task, seed).items()
-    }
-
-
-def write_parts(parts: dict[str, Dataset], stem: Path) -> list[str]:
-    """Writes a CSV file for each part, and returns the flags that name them."""
-    flags = []
-    for part, rows in parts.items():
-        path = stem.with_name(f"{stem.name}-{part}.csv")
-        rows.to_csv(str(path))
-        flags += [f"--{part}_file", str(path)]
-    return flags
-
-
-def data_flags(folder: Path, tokenizer_name: str, imdb_folder: str | None) -> Callable[[str, bool, int], list[str]]:
-    """How a task, as windows or not, with a seed is named to `run_classification.py`. Files are written once."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
-    documents = functools.cache(lambda task, seed: labelled_documents(task, seed, tokenizer, imdb_folder))
-
-    @functools.cache  # also since a run may be reading them
-    def flags(task: str, by_window: bool, seed: int) -> list[str]:
-        stem = folder / f"{task}-{seed}"
-        if by_window:
-            windows = {name: to_windows(rows, tokenizer, SHORT_LENGTH) for name, rows in documents(task, seed).items()}
-            return [*write_parts(windows, folder / f"{stem.name}-windows"), "--id_column_name", "document"]
-        if task == "period":
-            return [*write_parts(draw_addresses(seed), stem), "--label_column_name", "period"]
-        if task == REVIEWS:
-            return write_parts(documents(task, seed), stem)
-        return ["--split_by", task]
-
-    return flags
-
-
 def flags_of(job: Job, options: argparse.Namespace, data: Callable[[str, bool, int], list[str]]) -> list[str]:
     """The flags for `run_classification.py`, without the folder."""
     training = TRAINING | given_flags(options.flags)
     if job.condition in WHOLE:
         name = options.long_model_name_or_path
+        if job.condition in ON_WINDOWS:
+            name = str(longer_folder(job, options))
         if job.condition == AFTER_WINDOWS:
-            name = str(options.runs / f"{job.folder_name}-start")
             training["num_train_epochs"] = [str(options.epochs_after_windows)]
         model = [name, "--max_seq_length", str(options.long_length)]
         model += WHOLE[job.condition].split()
     else:
-        model = [options.model_name_or_path, "--max_seq_length", str(SHORT_LENGTH)]
+        trained = job.condition == FIRST_AS_IT_IS
+        name = options.runs / job._replace(condition=WINDOWS).folder_name if trained else options.model_name_or_path
+        model = [str(name), "--max_seq_length", str(SHORT_LENGTH)]
     only = []
     if job.tuned_rate:
         training["learning_rate"] = [job.tuned_rate]
         only = ["--do_train", "--do_eval"]
-    if job.tuned_rate or job.condition != FIRST:  # the same for all conditions of a seed
+    if job.condition in AS_IT_IS:
+        only = ["--do_eval", "--do_predict"]
+    if job.tuned_rate or job.condition not in (FIRST, FIRST_AS_IT_IS):  # the same for all conditions of a seed
         only.append("--skip_baselines")
     seeds = ["--seed", str(job.seed), "--split_seed", str(job.seed)]
     settings = [word for name, values in training.items() for word in (f"--{name}", *values)]
@@ -205,17 +119,20 @@ def flags_of(job: Job, options: argparse.Namespace, data: Callable[[str, bool, i
     ]
 
 
+def longer_folder(job: Job, options: argparse.Namespace) -> Path:
+    """Of the encoder that was trained on windows with the seed of the job, with more positions."""
+    return options.runs / f"{job._replace(condition=WINDOWS).folder_name}-longer"
+
+
 def make_longer(trained: Path, folder: Path, num_tokens: int) -> None:
     """
     Writes the encoder of a run with more positions.
 
     Raises:
-        UserError: the run did not keep its weights, or they could not be made longer.
+        UserError: it could not be made longer.
     """
     if (folder / "config.json").exists():
         return
-    if not (trained / "model.safetensors").exists():
-        raise UserError(f"{trained} has no weights to go on from: remove it, and call again with both conditions.")
     command = [sys.executable, str(SCRIPT.with_name("extend_positions.py")), "--model_name_or_path", str(trained)]
     command += ["--max_position_embeddings", str(num_tokens), "--output_dir", str(folder), "--overwrite_output_dir"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -282,11 +199,11 @@ def run_all(jobs: list[Job], options: argparse.Namespace, record: Callable[[Job,
         for job in jobs:
             flags = flags_of(job, options, data)  # while the first ones run already
             prepare = None
-            if job.condition == AFTER_WINDOWS:
+            if job.condition in ON_WINDOWS:
                 windows = job._replace(condition=WINDOWS)
                 before = next((future for future, other in begun.items() if other == windows), None)
                 prepare = functools.partial(_prepare, before, windows, job, options)
-            keeps = job.condition == WINDOWS and AFTER_WINDOWS in options.conditions
+            keeps = job.condition == WINDOWS and any(name in options.conditions for name in ON_WINDOWS)
             begun[pool.submit(run_job, options.runs / job.folder_name, flags, deadline, keeps, prepare)] = job
         for future in as_completed(begun):
             try:
@@ -309,14 +226,27 @@ def run_all(jobs: list[Job], options: argparse.Namespace, record: Callable[[Job,
 
 
 def _prepare(before: Future | None, windows: Job, job: Job, options: argparse.Namespace) -> None:
-    """Waits for the run on windows, which stands before it in the queue and so has begun; makes its encoder longer."""
-    if before is None or before.result() is not None:  # otherwise the time is over
-        start = options.runs / f"{job.folder_name}-start"
-        make_longer(options.runs / windows.folder_name, start, options.long_length)
+    """
+    Waits for the run on windows, which stands before it in the queue and so has begun; makes its encoder longer.
+
+    Raises:
+        UserError: the run did not keep its weights, or they could not be made longer.
+    """
+    if before is not None and before.result() is None:  # the time is over
+        return
+    trained = options.runs / windows.folder_name
+    if not (trained / "model.safetensors").exists():
+        raise UserError(f"{trained} has no weights to go on from: remove it, and call again with both conditions.")
+    if job.condition in WHOLE:
+        with _MAKING_LONGER:  # once, for whoever comes first
+            make_longer(trained, longer_folder(job, options), options.long_length)
 
 
 def measure(options: argparse.Namespace, results: dict) -> None:
-    """All conditions with all seeds, a task after the other: first all conditions of the first seed."""
+    """
+    All conditions with all seeds, a task after the other: first all conditions of the first seed; at last those that wait
+    for another.
+    """
     finished: dict[tuple[str, str], list[dict]] = {}
 
     def record(job: Job, run: dict) -> None:
@@ -330,7 +260,14 @@ def measure(options: argparse.Namespace, results: dict) -> None:
         }
         write_json(options.results, results)
 
-    jobs = [Job(task, name, seed) for task in options.tasks for seed in options.seeds for name in options.conditions]
+    jobs = [
+        Job(task, name, seed)
+        for task in options.tasks
+        for waits in (False, True)
+        for seed in options.seeds
+        for name in options.conditions
+        if (name in ON_WINDOWS) == waits
+    ]
     run_all(jobs, options, record)
 
 
@@ -349,6 +286,7 @@ def tune(options: argparse.Namespace, results: dict) -> None:
         for task in options.tasks
         for rate in options.learning_rates
         for name in options.conditions
+        if name not in AS_IT_IS
     ]
     run_all(jobs, options, record)
     # One that has not all its runs would be compared on other conditions.
@@ -367,7 +305,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--runs", type=Path, required=True, help="Folder for the data and the runs.")
     parser.add_argument("--results", type=Path, required=True, help="JSON file to write, or to add to.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    tasks = (*SHIPPED_TASKS, REVIEWS)
+    tasks = (*SHIPPED_TASKS, *TRAINING_REVIEWS)
     parser.add_argument("--tasks", nargs="+", default=list(SHIPPED_TASKS), choices=tasks)
     parser.add_argument("--imdb_folder", help="Parquet files of IMDb; default: `stanfordnlp/imdb` from the Hub.")
     parser.add_argument("--conditions", nargs="+", default=list(CONDITIONS), choices=CONDITIONS, metavar="CONDITION")

@@ -11,11 +11,12 @@ from training.classification_data import Head, Task, hold_out_validation, make_t
 from training.file_rows import named
 from training.files import read_file
 from training.flags import check_limits
-from training.model_choice import (
-    longest_input,
-)
+from training.model_choice import longest_input
 from training.progress import bars_where_long
 from training.shipped_data import load_passages
+
+
+LENGTH_STEP = 64
 
 
 @dataclass
@@ -106,9 +107,24 @@ def _read_parts(data_args: DataTrainingArguments, hub_options: dict, is_trained:
     return raw
 
 
+def padding_multiple(config, tokenizer, data_args: DataTrainingArguments, half_precision: bool) -> int | None:
+    """
+    What the length of a batch is to be a multiple of; `None`: of nothing.
+
+    In half precision a CPU's library keeps what it compiled for every length it has seen, which grows to gigabytes in an
+    epoch of documents.
+    """
+    limit = _longest(config, tokenizer, data_args)
+    return LENGTH_STEP if half_precision and (limit is None or limit % LENGTH_STEP == 0) else None
+
+
+def _longest(config, tokenizer, data_args: DataTrainingArguments) -> int | None:
+    return min(filter(None, (data_args.max_seq_length, longest_input(config, tokenizer))), default=None)
+
+
 def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:
     """Tokenises complete documents, and reports any truncation. A truncated document keeps its special tokens."""
-    limit = min(filter(None, (data_args.max_seq_length, longest_input(config, tokenizer))), default=None)
+    limit = _longest(config, tokenizer, data_args)
 
     def tokenise(rows: dict) -> dict:
         whole = tokenizer(rows["text"], verbose=False)

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from common.errors import UserError
-from maintenance import encoders
+from maintenance import encoder_data, encoders
 from maintenance.windows import document_scores, windows_of
 
 
@@ -63,9 +63,9 @@ def test_the_average_over_windows_is_that_by_hand(tmp_path):
 
 def test_all_seeds_have_the_same_unbalanced_periods():
     for seed in (0, 1):
-        drawn = encoders.draw_addresses(seed)
-        counts = [drawn["train"]["period"][:].count(period) for period in encoders.PERIOD_SIZES]
-        assert counts == list(encoders.PERIOD_SIZES.values())
+        drawn = encoder_data.draw_addresses(seed)
+        counts = [drawn["train"]["period"][:].count(period) for period in encoder_data.PERIOD_SIZES]
+        assert counts == list(encoder_data.PERIOD_SIZES.values())
         assert not set(drawn["train"]["text"][:]) & set(drawn["test"]["text"][:])
 
 
@@ -76,21 +76,32 @@ def test_long_reviews_are_long_and_the_test_is_the_same_for_every_seed(tokenizer
             for row in range(40)
         ]
         Dataset.from_list(rows).to_parquet(tmp_path / f"{part}.parquet")
-    monkeypatch.setattr(encoders, "REVIEW_COUNTS", {"train": 10, "validation": 4, "test": 6})
-    parts = {seed: encoders.long_reviews(seed, tokenizer, str(tmp_path)) for seed in (0, 1)}
-    for drawn in parts.values():
-        assert {name: len(rows) for name, rows in drawn.items()} == {"train": 10, "validation": 4, "test": 6}
+    monkeypatch.setattr(encoder_data, "TRAINING_REVIEWS", {encoder_data.REVIEWS: 10, encoder_data.ALL_REVIEWS: 20})
+    monkeypatch.setattr(encoder_data, "VALIDATION_ROWS", slice(10, 14))
+    monkeypatch.setattr(encoder_data, "TEST_REVIEWS", 6)
+    parts = {
+        (task, seed): encoder_data.draw_reviews(task, seed, tokenizer, str(tmp_path))
+        for task, seed in ((encoder_data.REVIEWS, 0), (encoder_data.REVIEWS, 1), (encoder_data.ALL_REVIEWS, 0))
+    }
+    for (task, _), drawn in parts.items():
+        num_train = encoder_data.TRAINING_REVIEWS[task]
+        assert {name: len(rows) for name, rows in drawn.items()} == {"train": num_train, "validation": 4, "test": 6}
         texts = [*drawn["train"]["text"][:], *drawn["validation"]["text"][:]]
-        assert len(set(texts)) == 14 and all(text.count("peace") == 600 and "<br" not in text for text in texts)
+        assert len(set(texts)) == num_train + 4 and not any("<br" in text for text in texts)
+        lengths = {name: {text.count("peace") for text in rows["text"][:]} for name, rows in drawn.items()}
+        assert lengths["validation"] == lengths["test"] == {600}
+        assert lengths["train"] == ({600} if task == encoder_data.REVIEWS else {100, 600})
         assert all(text.startswith("the test") for text in drawn["test"]["text"][:])
-    assert parts[0]["test"][:] == parts[1]["test"][:] and parts[0]["train"][:] != parts[1]["train"][:]
+    of_0, of_1, of_any_length = parts.values()
+    assert of_0["test"][:] == of_1["test"][:] and of_0["train"][:] != of_1["train"][:]
+    assert of_0["validation"][:] == of_any_length["validation"][:]
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    flags = encoders.data_flags(tmp_path / "data", str(tmp_path / "tokenizer"), str(tmp_path))(
-        encoders.REVIEWS, False, 0
+    flags = encoder_data.data_flags(tmp_path / "data", str(tmp_path / "tokenizer"), str(tmp_path))(
+        encoder_data.REVIEWS, False, 0
     )
     files = dict(zip(flags[::2], flags[1::2]))
     assert list(files) == ["--train_file", "--validation_file", "--test_file"]
-    assert Dataset.from_csv(files["--train_file"], cache_dir=tmp_path)["label"][:] == parts[0]["train"]["label"][:]
+    assert Dataset.from_csv(files["--train_file"], cache_dir=tmp_path)["label"][:] == of_0["train"]["label"][:]
 
 
 @pytest.mark.parametrize("code, words", [(-9, "signal 9, perhaps too little memory"), (1, "out of luck")])
@@ -128,20 +139,25 @@ def test_runs_end_to_end_and_are_kept(tokenizer, tmp_path, monkeypatch, capsys):
     ]
     few = ["--", "--max_steps", "1", "--max_train_samples", "8", "--max_eval_samples", "2", "--use_cpu"]
     few += ["--max_predict_samples", "9"]
-    encoders.main(
-        [*flags, encoders.AFTER_WINDOWS, encoders.WINDOWS, "--jobs", "2", "--epochs_after_windows", "2", *few]
-    )
-    after = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.AFTER_WINDOWS]["runs"][0]
+    encoders.main([*flags, *encoders.ON_WINDOWS, encoders.WINDOWS, "--jobs", "2", "--epochs_after_windows", "2", *few])
+    found = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"]
+    after = found[encoders.AFTER_WINDOWS]["runs"][0]
     assert after["config"]["max_position_embeddings"] == 600 and after["config"]["sinkhorn_attention"]
     assert after["command"][after["command"].index("--num_train_epochs") + 1] == "2.0"
     folder = tmp_path / "runs" / "period-windows_of_512_averaged-1"
+    for name in encoders.AS_IT_IS:
+        length = 512 if name == encoders.FIRST_AS_IT_IS else 600
+        run = found[name]["runs"][0]
+        assert run["config"]["max_position_embeddings"] == length and run["scores"]["this model"]
+        assert "--do_train" not in run["command"] and "--do_predict" in run["command"]
+    assert "TF-IDF, whole text" in found[encoders.FIRST_AS_IT_IS]["runs"][0]["scores"]
     weights = [
-        load_file(path) for path in (folder / "model.safetensors", *tmp_path.glob("runs/*-start/model.safetensors"))
+        load_file(path) for path in (folder / "model.safetensors", *tmp_path.glob("runs/*-longer/model.safetensors"))
     ]
     assert len(weights) == 2 and all(
         torch.equal(x, weights[1][name]) for name, x in weights[0].items() if "position" not in name
     )
-    (tmp_path / "runs" / "period-windows_of_512_then_whole_sinkhorn-1-start" / "config.json").unlink()
+    (tmp_path / "runs" / "period-windows_of_512_averaged-1-longer" / "config.json").unlink()
     (folder / "model.safetensors").unlink()
     done = json.loads((tmp_path / "results.json").read_text())["tasks"]["period"][encoders.WINDOWS]
     assert done["seeds"] == [1] and done["runs"][0]["scores"].keys() == {"this model", "by window"}

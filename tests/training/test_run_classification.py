@@ -160,6 +160,24 @@ def test_a_cut_document_keeps_its_special_tokens(monkeypatch):
     assert longest_input(tiny_config(), tokenizer) is None
 
 
+def test_batches_have_few_lengths_in_half_precision():
+    from training.classification_inputs import DataTrainingArguments, padding_multiple
+
+    backend = Tokenizer(WordLevel({"cats": 0}, unk_token="cats"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=512)
+    roberta = RobertaConfig(max_position_embeddings=514)
+    for config, limit, half_precision, multiple in (
+        (tiny_config(), None, True, 64),
+        (tiny_config(), None, False, None),
+        (roberta, None, True, 64),
+        (roberta, 500, True, None),  # no longer than asked for
+        (roberta, 2048, True, 64),  # cut to the 512 that the model has
+        (RobertaConfig(max_position_embeddings=500), None, True, None),  # it has no positions for more
+    ):
+        arguments = DataTrainingArguments(max_seq_length=limit)
+        assert padding_multiple(config, tokenizer, arguments, half_precision) == multiple
+
+
 def test_a_test_file_without_labels_is_predicted(tmp_path, monkeypatch, capsys):
     train, test = write_table(tmp_path / "train.csv", 60), tmp_path / "new.csv"
     Dataset.from_dict({"text": ["cats and dogs at home", "sails and masts at sea"]}).to_csv(test)
