@@ -32,6 +32,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 try:  # any package
     from .attention_sinkhorn import SinkhornAttention
     from .base_attention_sinkhorn import ProjectedBlocks
+    from .compatibility_sinkhorn import is_exporting
     from .configuration_sinkhorn import SinkhornConfig, describe_error
     from .layout_sinkhorn import BlockLayout, LayoutInputs, block_layout
     from .rotary_sinkhorn import NO_ROTATION
@@ -40,6 +41,7 @@ try:  # any package
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
     from base_attention_sinkhorn import ProjectedBlocks
+    from compatibility_sinkhorn import is_exporting
     from configuration_sinkhorn import SinkhornConfig, describe_error
     from layout_sinkhorn import BlockLayout, LayoutInputs, block_layout
     from rotary_sinkhorn import NO_ROTATION
@@ -242,10 +244,13 @@ def sinkhorn_mask(
             f"A prompt of {q_length} tokens is too long for a cache of fixed size (at most {settings.whole_length} "
             "here): use the cache that grows, or convert the model (`scripts/convert_checkpoint.py`)."
         )
-    if attention_mask is not None and bool(attention_mask.all()):
-        attention_mask = None
     rows = torch.arange(batch_size, device=device).unsqueeze(-1)
-    causal, documents = _direction(mask_function, rows, q_length, is_window=reach is not None)
+    if is_exporting():  # nothing can be asked; only what makes masks for both directions has this argument
+        causal, documents = "allow_is_bidirectional_skip" not in kwargs, None
+    else:
+        if attention_mask is not None and bool(attention_mask.all()):
+            attention_mask = None
+        causal, documents = _direction(mask_function, rows, q_length, is_window=reach is not None)
     if reach is not None:
         layout = _window_layout(mask_function, rows, q_length, attention_mask, reach, causal)
         return SparseMask(layout, reach, "local_attention", causal)

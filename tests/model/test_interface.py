@@ -550,3 +550,44 @@ def test_a_decoder_of_an_encoder_type_is_causal():
 def test_masks_of_short_inputs_are_those_of_the_library():
     arguments = {"batch_size": 2, "q_length": 20, "kv_length": 20, "attention_mask": padding_masks(20)[:2].bool()}
     assert torch.equal(sinkhorn_mask(**arguments, config=BertConfig()), sdpa_mask(**arguments))
+
+
+# Graphs ---------------------------------------------------------------------------------------------------------------
+
+
+class OnlyStates(torch.nn.Module):
+    """Without the output class and a cache, which a program that is exported cannot return."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        return self.model(input_ids, attention_mask=attention_mask, **positions).last_hidden_state
+
+
+@pytest.mark.parametrize("kind", ["bert", "modernbert", "llama", "qwen3"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_exported_program_gives_the_same_numbers(kind, padded):
+    """Nothing can be asked there about the mask of the library: whether it is causal, or has padding."""
+    model = make(kind, SPARSE, **({"use_cache": False} if kind in DECODERS else {}))
+    inputs = inputs_of(kind, mask=padding_masks(75) if padded else None)
+    with torch.no_grad():
+        program = torch.export.export(OnlyStates(model), (), inputs, strict=False).module()
+        output, expected = program(**inputs), model(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool() if padded else slice(None)
+    assert_close(output[real], expected[real], 1e-6)
+
+
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_a_compiled_model_gives_the_same_numbers(kind):
+    """In several graphs: the configuration of the attention is made between them."""
+    model = make(kind, SPARSE)
+    inputs = inputs_of(kind, mask=padding_masks(75))
+    with torch.no_grad():
+        output = torch.compile(model)(**inputs).last_hidden_state
+        expected = model(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    assert_close(output[real], expected[real], 1e-6)
