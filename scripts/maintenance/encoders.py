@@ -1,9 +1,10 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Fine-tunes a pretrained encoder of 512 tokens on long documents in several ways, with equal settings and several seeds:
-cut, made longer by `extend_positions.py` with either attention (trained on whole documents, or on windows of them), by windows
-whose predictions are averaged, and by windows first: the encoder that was trained on them is made longer, and trained on,
-or reads as it is. TF-IDF stands in the summary of the cut ones. A seed sets the split, the new weights and the order. Finished runs are kept.
+cut; made longer by `extend_positions.py` with either attention, and trained on whole documents or on windows of them; by
+windows whose predictions are averaged; by windows first: the encoder that was trained on them is made longer, and trained
+on, or reads as it is. TF-IDF stands in the summary of the cut ones. A seed sets the split, the new weights and the order.
+Finished runs are kept.
 
     python scripts/extend_positions.py --model_name_or_path M --max_position_embeddings 4096 --output_dir runs/long
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
