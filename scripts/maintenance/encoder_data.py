@@ -10,11 +10,11 @@ from datasets import Dataset, concatenate_datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from maintenance.small_data import PERIODS, period_of
+from maintenance.windows import to_windows
 from training.classification_data import hold_out_validation
 from training.reviews import read as read_reviews
 from training.reviews import without_tags
 from training.shipped_data import PARTIES, load_address_splits, load_passages
-from training.windows import to_windows
 
 
 SHORT_LENGTH = 512

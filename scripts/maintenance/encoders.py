@@ -1,10 +1,9 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
 Fine-tunes a pretrained encoder of 512 tokens on long documents in several ways, with equal settings and several seeds:
-cut; made longer by `extend_positions.py` with either attention, and trained on whole documents or on windows of them; by
-windows whose predictions are averaged; by windows first: the encoder that was trained on them is made longer, and trained
-on, or reads as it is. TF-IDF stands in the summary of the cut ones. A seed sets the split, the new weights and the order.
-Finished runs are kept.
+cut; made longer by `extend_positions.py`, with either attention; by windows whose predictions are averaged; by windows
+first: the encoder that was trained on them is made longer, and trained on, or reads as it is. TF-IDF stands in the summary
+of the cut ones. A seed sets the split, the new weights and the order. Finished runs are kept.
 
     python scripts/extend_positions.py --model_name_or_path M --max_position_embeddings 4096 --output_dir runs/long
     python scripts/maintain.py encoders --model_name_or_path M --long_model_name_or_path runs/long \\
@@ -57,7 +56,6 @@ WHOLE_AS_IT_IS = {
 WHOLE = {
     "whole, SDPA": "--attn_implementation sdpa",
     "whole, sinkhorn": "--attn_implementation sinkhorn",
-    "whole, sinkhorn, trained on windows of 512": f"--attn_implementation sinkhorn --train_windows {SHORT_LENGTH}",
     "whole, sinkhorn, 8 blocks by token": "--attn_implementation sinkhorn --sinkhorn_attention "
     "num_sorted_blocks=8,sort_granularity=token",
     AFTER_WINDOWS: "--attn_implementation sinkhorn",

@@ -4,7 +4,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import DatasetDict, load_dataset
 
 from common.errors import UserError
 from training.classification_data import Head, Task, hold_out_validation, make_task, text_and_label
@@ -14,7 +14,6 @@ from training.flags import check_limits
 from training.model_choice import longest_input
 from training.progress import bars_where_long
 from training.shipped_data import load_passages
-from training.windows import to_windows
 
 
 LENGTH_STEP = 64
@@ -40,12 +39,6 @@ class DataTrainingArguments:
     split_by: str = field(default="address", metadata={"help": "Shipped task: split by address or president."})
     split_seed: int = field(default=0, metadata={"help": "Shipped task and held-out validation: seed of the split."})
     max_seq_length: int | None = field(default=None, metadata={"help": "Tokens kept per document; default: all."})
-    train_windows: int | None = field(
-        default=None,
-        metadata={
-            "help": "Train on windows of so many tokens, each with its document's label; what is scored is read whole."
-        },
-    )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes for tokenising."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use this many documents, drawn at random."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation."})
@@ -59,9 +52,7 @@ class DataTrainingArguments:
             raise UserError("give --dataset_name or --train_file, not both.")
         if self.dataset_name and (self.validation_file or self.test_file):
             raise UserError("--validation_file and --test_file need a --train_file, not --dataset_name.")
-        check_limits(
-            self, "max_seq_length", "train_windows", "max_train_samples", "max_eval_samples", "max_predict_samples"
-        )
+        check_limits(self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples")
 
 
 def load_task(data_args: DataTrainingArguments, hub_options: dict, head: Head | None = None) -> Task:
@@ -132,10 +123,7 @@ def _longest(config, tokenizer, data_args: DataTrainingArguments) -> int | None:
 
 
 def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArguments) -> DatasetDict:
-    """
-    Tokenises complete documents, those to train on in windows where the flags say so, and reports any truncation. A
-    truncated document keeps its special tokens.
-    """
+    """Tokenises complete documents, and reports any truncation. A truncated document keeps its special tokens."""
     limit = _longest(config, tokenizer, data_args)
 
     def tokenise(rows: dict) -> dict:
@@ -144,8 +132,6 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
         return {**kept, "tokens_uncut": [len(ids) for ids in whole["input_ids"]]}
 
     encoded = DatasetDict()
-    if data_args.train_windows is not None and "train" in splits:
-        splits = DatasetDict({**splits, "train": _in_windows(splits["train"], tokenizer, data_args.train_windows)})
     for part, rows in splits.items():
         with bars_where_long(len(rows)):
             encoded[part] = rows.map(
@@ -165,26 +151,10 @@ def encode(splits: DatasetDict, tokenizer, config, data_args: DataTrainingArgume
                 "them, or name a tokenizer that begins every document with a token."
             )
         encoded[part] = encoded[part].remove_columns("tokens_uncut")
-        kind = "windows" if "document" in rows.column_names else "documents"
-        print(f"{part}: {len(lengths)} {kind}, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most")
+        print(
+            f"{part}: {len(lengths)} documents, {np.median(lengths):.0f} tokens in the middle, {max(lengths)} at most"
+        )
         cut = [length - limit for length in lengths if limit is not None and length > limit]
         if cut:
             print(f"  cut to {limit} tokens: {len(cut)} documents lose {sum(cut)} of {sum(lengths)} tokens")
     return encoded
-
-
-def _in_windows(rows: Dataset, tokenizer, num_tokens: int) -> Dataset:
-    """
-    Raises:
-        UserError: a window has no room for a token of the text, or the tokenizer does not tell where its tokens stand.
-    """
-    if num_tokens <= tokenizer.num_special_tokens_to_add():
-        raise UserError(
-            f"--train_windows {num_tokens} leaves no room beside the {tokenizer.num_special_tokens_to_add()} tokens that "
-            "the tokenizer adds to every text; name more."
-        )
-    if not tokenizer.is_fast:
-        raise UserError("--train_windows needs a fast tokenizer, which tells where its tokens stand in the text.")
-    windows = to_windows(rows, tokenizer, num_tokens)
-    print(f"train: {len(rows)} documents are read as {len(windows)} windows of {num_tokens} tokens at most")
-    return windows

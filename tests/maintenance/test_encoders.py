@@ -15,8 +15,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from common.errors import UserError
 from maintenance import encoder_data, encoders
-from maintenance.windows import document_scores
-from training.windows import windows_of
+from maintenance.windows import document_scores, windows_of
 
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "state", "of", "union", "##s", ",", "peace"]

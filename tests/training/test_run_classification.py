@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import Dataset, DatasetDict
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,7 +20,6 @@ from transformers import (
     pipeline,
 )
 
-from common.errors import UserError
 from helpers import run_script, tiny_config
 
 
@@ -159,40 +158,6 @@ def test_a_cut_document_keeps_its_special_tokens(monkeypatch):
     roberta = RobertaConfig(max_position_embeddings=514)
     assert longest_input(roberta, tokenizer) == 512
     assert longest_input(tiny_config(), tokenizer) is None
-
-
-def test_training_documents_are_cut_into_windows_and_no_others(capsys):
-    from training.classification_inputs import DataTrainingArguments, encode
-
-    words = {word: number for number, word in enumerate("[UNK] [CLS] [SEP] [PAD] cats and dogs".split())}
-    backend = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    backend.pre_tokenizer = Whitespace()
-    backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    rows = Dataset.from_dict({"text": ["cats and dogs and cats", "dogs"], "label": [0, 1], "row": [3, 5]})
-    rows = rows.cast_column("label", ClassLabel(names=["many", "one"]))
-    splits = DatasetDict({"train": rows, "validation": rows})
-    encoded = encode(splits, tokenizer, tiny_config(), DataTrainingArguments(train_windows=4))
-    assert encoded["train"]["input_ids"][:] == [[1, 4, 5, 2], [1, 6, 5, 2], [1, 4, 2], [1, 6, 2]]
-    assert encoded["train"]["labels"][:] == [0, 0, 0, 1]
-    assert encoded["train"].features["labels"] == rows.features["label"]
-    assert encoded["validation"]["input_ids"][:] == [[1, 4, 5, 6, 5, 4, 2], [1, 6, 2]]
-    printed = capsys.readouterr().out
-    assert "2 documents are read as 4 windows of 4 tokens at most" in printed
-    assert "train: 4 windows" in printed and "validation: 2 documents" in printed
-    with pytest.raises(UserError, match="--train_windows 2 leaves no room beside the 2 tokens"):
-        encode(splits, tokenizer, tiny_config(), DataTrainingArguments(train_windows=2))
-    with pytest.raises(UserError, match="--train_windows must be 1 or more"):
-        DataTrainingArguments(train_windows=0)
-    without = {"text": ["cats", " "], "label": [0, 1], "row": [3, 7]}
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("$A", special_tokens=[])
-    with pytest.raises(UserError, match="no token .*7"):
-        encode(
-            DatasetDict({"train": Dataset.from_dict(without)}),
-            tokenizer,
-            tiny_config(),
-            DataTrainingArguments(train_windows=4),
-        )
 
 
 def test_batches_have_few_lengths_in_half_precision():
