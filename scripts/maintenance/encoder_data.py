@@ -67,12 +67,12 @@ def _long_and_others(
 ) -> tuple[list[dict], list[dict]]:
     """The reviews of more than `SHORT_LENGTH` tokens, and the others, shuffled."""
     rows = read_reviews(part, imdb_folder).shuffle(seed=seed)
-    rows = [{"text": without_tags(row)["text"], "label": row["label"]} for row in rows]
     room = SHORT_LENGTH - tokenizer.num_special_tokens_to_add()
-    encoded = tokenizer([row["text"] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
     parts: tuple[list[dict], list[dict]] = [], []
-    for row, ids in zip(rows, encoded):
-        parts[len(ids) <= room].append(row)
+    for row in rows:
+        text = without_tags(row)["text"]
+        is_long = len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]) > room
+        parts[not is_long].append({"text": text, "label": row["label"]})
     return parts
 
 
