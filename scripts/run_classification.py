@@ -34,7 +34,7 @@ from training.class_report import scores_by_class
 from training.classification_data import Task
 from training.classification_inputs import DataTrainingArguments, encode, load_task, padding_multiple
 from training.classification_scores import METRIC_NAMES, make_metrics, predict, report
-from training.defaults import SmallModelTrainingArguments
+from training.defaults import SmallModelTrainingArguments, choose_learning_rate
 from training.flags import parse
 from training.losses import balanced_weights, classification_loss
 from training.mean_of_tokens import choose_pooling, classifier_class, read_documents, takes_mean_of_tokens
@@ -66,7 +66,7 @@ SMALL_MODEL = {
 @dataclass
 class ClassificationTrainingArguments(SmallModelTrainingArguments):
     output_dir: str | None = field(default="runs/classification", metadata={"help": "Where the model goes."})
-    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate; pretrained: 1e-4."})
     num_train_epochs: float = field(default=4, metadata={"help": "Passes over the training documents."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Documents per step and device."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
@@ -137,6 +137,7 @@ def main() -> None:
     tokenizer = load_tokenizer(model_args, texts, checkpoint)
     with without_load_report(unless=not starts_from_ours):
         model = load_model(model_args, task, tokenizer)
+    choose_learning_rate(training_args, given, model_args.model_name_or_path, model)
     make_paddable(tokenizer, model.config)
     encoded = encode(task.splits, tokenizer, model.config, data_args)
     if "validation" not in encoded:

@@ -2,11 +2,16 @@
 """The Trainer's flags, with defaults for a small model from scratch."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import PreTrainedModel, TrainingArguments
 
 from training.progress import someone_looks_on
+
+
+PRETRAINED_LEARNING_RATE = 1e-4
+SMALL = 10_000_000  # parameters; the shipped models have a third of it
 
 
 @dataclass
@@ -33,3 +38,21 @@ class SmallModelTrainingArguments(TrainingArguments):
         if self.disable_tqdm is None:
             self.disable_tqdm = not someone_looks_on()
         super().__post_init__()
+
+
+def choose_learning_rate(
+    args: TrainingArguments, given: dict[str, Any], name: str | None, model: PreTrainedModel
+) -> None:
+    """
+    A lower rate for a pretrained model of another type, or a large one, where no flag names one. The default is for small
+    models, and many times what is usual for others.
+    """
+    if name is None or "learning_rate" in given or not args.do_train or args.learning_rate <= PRETRAINED_LEARNING_RATE:
+        return
+    if model.config.model_type == "sinkhorn" and model.num_parameters() <= SMALL:
+        return
+    print(
+        f"{name} is pretrained: the learning rate is {PRETRAINED_LEARNING_RATE:g} instead of {args.learning_rate:g}; "
+        "--learning_rate says otherwise."
+    )
+    args.learning_rate = PRETRAINED_LEARNING_RATE

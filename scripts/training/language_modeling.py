@@ -26,7 +26,7 @@ from common.errors import UserError
 from common.run_record import COMMIT, command, provenance, write_json, write_run
 from training.adapters import AdapterArguments, merge_and_save, with_adapters
 from training.checks import check_training
-from training.defaults import SmallModelTrainingArguments
+from training.defaults import SmallModelTrainingArguments, choose_learning_rate
 from training.flags import parse, training_flags
 from training.language_data import LanguageModelingDataArguments, load_documents, to_chunks
 from training.model_choice import (
@@ -47,7 +47,7 @@ from training.texts import texts_of
 @dataclass
 class LanguageModelingTrainingArguments(SmallModelTrainingArguments):
     output_dir: str | None = field(default="runs/language_model", metadata={"help": "Where the model goes."})
-    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(default=2e-3, metadata={"help": "Peak learning rate; pretrained: 1e-4."})
     num_train_epochs: float = field(default=2, metadata={"help": "Passes over the training text."})
     per_device_train_batch_size: int = field(default=4, metadata={"help": "Chunks per step and device."})
     warmup_steps: float = field(default=0.05, metadata={"help": "Steps of warm-up; below 1: a share of all steps."})
@@ -240,6 +240,7 @@ def train_and_evaluate(
     set_seed(args.seed)
     started, timer = time.time(), TrainingTimer()
     model = load_weights(model_args, objective.auto_class, config)
+    choose_learning_rate(args, given, model_args.model_name_or_path, model)
     parameters, config = model.num_parameters(), model.config
     model = with_adapters(model, adapter_args)
     trainer = Trainer(

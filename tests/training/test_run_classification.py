@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset, DatasetDict
@@ -16,11 +17,13 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerFast,
     RobertaConfig,
+    RobertaForSequenceClassification,
     TrainerCallback,
     pipeline,
 )
 
 from helpers import run_script, tiny_config
+from modeling_sinkhorn import SinkhornForSequenceClassification
 
 
 TINY = [
@@ -158,6 +161,28 @@ def test_a_cut_document_keeps_its_special_tokens(monkeypatch):
     roberta = RobertaConfig(max_position_embeddings=514)
     assert longest_input(roberta, tokenizer) == 512
     assert longest_input(tiny_config(), tokenizer) is None
+
+
+def test_a_pretrained_model_is_not_trained_at_the_rate_of_a_small_one(monkeypatch, capsys):
+    from training import defaults
+
+    roberta = RobertaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=9
+    )
+    ours, others = SinkhornForSequenceClassification(tiny_config()), RobertaForSequenceClassification(roberta)
+    for model, name, given, small, rate in (
+        (others, "M", {}, 10**7, 1e-4),
+        (others, "M", {"learning_rate": "1e-3"}, 10**7, 1e-3),
+        (ours, "M", {}, 10**7, 1e-3),
+        (ours, "M", {}, 10, 1e-4),  # a large one
+        (ours, None, {}, 10, 1e-3),  # from scratch
+    ):
+        monkeypatch.setattr(defaults, "SMALL", small)
+        arguments = SimpleNamespace(do_train=True, learning_rate=1e-3)
+        defaults.choose_learning_rate(arguments, given, name, model)
+        assert arguments.learning_rate == rate
+        printed = capsys.readouterr().out
+        assert ("M is pretrained: the learning rate is 0.0001 instead of 0.001" in printed) == (rate == 1e-4)
 
 
 def test_batches_have_few_lengths_in_half_precision():
