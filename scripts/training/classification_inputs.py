@@ -111,8 +111,8 @@ def padding_multiple(config, tokenizer, data_args: DataTrainingArguments, half_p
     """
     What the length of a batch is to be a multiple of; `None`: of nothing.
 
-    In half precision a CPU's library keeps what it compiled for every length it has seen, which grows to gigabytes in an
-    epoch of documents.
+    In half precision a CPU's memory fills with every new length, by gigabytes in an epoch of documents; presumably the
+    library keeps what it compiled for each.
     """
     limit = _longest(config, tokenizer, data_args)
     return LENGTH_STEP if half_precision and (limit is None or limit % LENGTH_STEP == 0) else None
