@@ -224,8 +224,8 @@ class _Chunk:
         n = blocks.stop - blocks.start
         queries, keys, values = self.queries[:n], self.keys[:n], self.values[:n]
         tables = self.tables(row, blocks)
-        _rotate(queries, self.query[row, blocks].transpose(1, 2), *tables)
-        _rotate(keys[:, :, self.num_sorted :], self.key[row, :, blocks].transpose(0, 1), *tables)
+        rotate_into(queries, self.query[row, blocks].transpose(1, 2), *tables)
+        rotate_into(keys[:, :, self.num_sorted :], self.key[row, :, blocks].transpose(0, 1), *tables)
         values[:, :, self.num_sorted :].copy_(self.value[row, :, blocks].transpose(0, 1))
         if self.num_sorted:
             if self.index is None:
@@ -236,7 +236,7 @@ class _Chunk:
                 source = self.sources(row, blocks)
                 gathered = (_as_rows(x[row]).index_select(0, source) for x in (self.key, self.value))
                 sorted_key, sorted_value = (x.view(n, self.num_groups, self.num_sorted, -1) for x in gathered)
-            _rotate(keys[:, :, : self.num_sorted], sorted_key, *self.sorted_tables(row, blocks))
+            rotate_into(keys[:, :, : self.num_sorted], sorted_key, *self.sorted_tables(row, blocks))
             values[:, :, : self.num_sorted].copy_(sorted_value)
         queries = queries.view(n * self.num_groups, -1, queries.shape[-1])
         keys, values = keys.flatten(0, 1), values.flatten(0, 1)
@@ -298,24 +298,24 @@ class _Gradients:
         chunk, cut = self.chunk, self.chunk.num_sorted
         cos, sin = chunk.tables(row, blocks)
         keys, values = chunk.by_group(keys), chunk.by_group(values)
-        _rotate(self.query[row, blocks].transpose(1, 2), chunk.by_head(queries), cos, sin, back=True)
+        rotate_into(self.query[row, blocks].transpose(1, 2), chunk.by_head(queries), cos, sin, back=True)
         key, value = (x[row, :, blocks].transpose(0, 1) for x in (self.key, self.value))
         if chunk.index is None:
-            _rotate(key, keys[:, :, cut:], cos, sin, back=True)
+            rotate_into(key, keys[:, :, cut:], cos, sin, back=True)
             value.copy_(values[:, :, cut:])
         else:
-            key.add_(_rotate(torch.empty_like(key), keys[:, :, cut:], cos, sin, back=True))
+            key.add_(rotate_into(torch.empty_like(key), keys[:, :, cut:], cos, sin, back=True))
             value.add_(values[:, :, cut:])
         if not cut:
             return
         cos, sin = chunk.sorted_tables(row, blocks)
         if chunk.index is None:
             key, value = (x[row, :, blocks].transpose(0, 1) for x in (self.mixed_key, self.mixed_value))
-            _rotate(key, keys[:, :, :cut], cos, sin, back=True)
+            rotate_into(key, keys[:, :, :cut], cos, sin, back=True)
             value.copy_(values[:, :, :cut])
             return
         source = chunk.sources(row, blocks)
-        turned = _rotate(torch.empty_like(keys[:, :, :cut]), keys[:, :, :cut], cos, sin, back=True)
+        turned = rotate_into(torch.empty_like(keys[:, :, :cut]), keys[:, :, :cut], cos, sin, back=True)
         for total, grad in ((self.key, turned), (self.value, values[:, :, :cut])):
             _as_rows(total[row]).index_add_(0, source, grad.reshape(len(source), -1).to(total.dtype))
 
@@ -332,7 +332,7 @@ def _as_rows(blocks: Tensor) -> Tensor:
     return blocks.view(blocks.shape[0] * blocks.shape[1], -1)
 
 
-def _rotate(out: Tensor, x: Tensor, cos: Tensor | None, sin: Tensor | None, back: bool = False) -> Tensor:
+def rotate_into(out: Tensor, x: Tensor, cos: Tensor | None, sin: Tensor | None, back: bool = False) -> Tensor:
     """`apply_rotary` of `x`, or its transpose (`back`), written into `out`, which may be a view."""
     if cos is None:
         return out.copy_(x)

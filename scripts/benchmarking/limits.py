@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarking.models import FLOOR, SINKHORN_SOFT, SMALL, sinkhorn_config
 from benchmarking.passes import FORWARD, FORWARD_BACKWARD
-from block_attention_sinkhorn import CHUNK_TOKENS
+from block_attention_sinkhorn import CHUNK_TOKENS, rotate_into
 
 
 LIMITED = ("local", SINKHORN_SOFT, "sinkhorn hard")
@@ -81,34 +81,25 @@ def median_seconds(run: Callable[[], Any]) -> float:
 def seconds_of_passes(name: str, length: int, size: str = SMALL, dtype: torch.dtype = torch.float32) -> list[float]:
     """What one layer on a row of `length` tokens takes beside its products, forward and backward."""
     config = sinkhorn_config(name, size)
-    b, width, heads, groups = (
-        config.block_size,
-        config.head_dim,
-        config.num_attention_heads,
-        config.num_key_value_heads,
-    )
+    b, width, heads = config.block_size, config.head_dim, config.num_attention_heads
     num_blocks = -(-length // b)
     blocks = min(CHUNK_TOKENS // b, num_blocks)
     keys = b if name == "local" else 2 * b
     weights = torch.rand(blocks * heads, b, keys).to(dtype)
     grad = torch.rand_like(weights)
     cos, sin = torch.randn(2, blocks, 1, b, width).to(dtype)
-    of_query, of_key = (torch.randn(blocks, b, n, width).to(dtype).transpose(1, 2) for n in (heads, groups))
+    of_query, of_key = (
+        torch.randn(blocks, b, n, width).to(dtype).transpose(1, 2) for n in (heads, config.num_key_value_heads)
+    )
     query, key = torch.empty_like(of_query), torch.empty_like(of_key)
-
-    def rotate(x: torch.Tensor, out: torch.Tensor) -> None:
-        torch.mul(x, cos, out=out)
-        half = width // 2
-        out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
-        out[..., half:].addcmul_(x[..., :half], sin[..., half:])
 
     softmax, softmax_backward, rotate_query, rotate_key, copy_query, copy_key = (
         num_blocks / blocks * median_seconds(run)
         for run in (
             lambda: torch.softmax(weights, -1, out=weights),
             lambda: torch.ops.aten._softmax_backward_data.out(grad, weights, -1, dtype, grad_input=grad),
-            lambda: rotate(of_query, query),
-            lambda: rotate(of_key, key),
+            lambda: rotate_into(query, of_query, cos, sin),
+            lambda: rotate_into(key, of_key, cos, sin),
             lambda: query.copy_(of_query),
             lambda: key.copy_(of_key),
         )

@@ -62,6 +62,7 @@ def draw_reviews(
     return {name: Dataset.from_list(rows) for name, rows in drawn.items()}
 
 
+@functools.cache  # the test part is the same for every seed
 def _long_and_others(
     seed: int, part: str, tokenizer: PreTrainedTokenizerBase, imdb_folder: str | None
 ) -> tuple[list[dict], list[dict]]:
