@@ -1,12 +1,12 @@
 # Copyright 2026 The Sinkhorn Transformer authors. Licensed under the Apache License, Version 2.0.
 """
-Routing by token: which blocks each token reads beside its local ones (design section 9). Scores are made of a few
-tokens at a time, balanced, and kept only as the choice.
+Routing by token: which blocks each token reads beside its local ones (design section 9). Scores of some tokens at a
+time are balanced, and kept only as the choice.
 
 Shape letters as in `shares_sinkhorn.py`; `M` blocks of queries, `Q` their slots, `n = M * Q` queries, `S` chosen blocks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,91 +18,13 @@ from transformers.utils.generic import maybe_autocast
 try:  # a folder on the Hub, or any package
     from .layout_sinkhorn import CacheLayout
     from .plan_sinkhorn import balance_plan, even_shares
-    from .shares_sinkhorn import block_shares, log_shares, own_scores
     from .sorting_sinkhorn import HardSort, hard_assignment
+    from .token_scores_sinkhorn import MAX_OF_PLAN, Scores, slices
 except ImportError:  # flat modules, as installed
     from layout_sinkhorn import CacheLayout
     from plan_sinkhorn import balance_plan, even_shares
-    from shares_sinkhorn import block_shares, log_shares, own_scores
     from sorting_sinkhorn import HardSort, hard_assignment
-
-
-# Scores, and numbers of a plan, in memory at a time, of all heads and rows of the batch. A cache of a processor holds
-# some of them.
-MAX_SCORES = {"cpu": 2**20, "cuda": 2**26}
-MAX_OF_PLAN = {"cpu": 2**22, "cuda": 2**26}
-
-
-class BlockScores(NamedTuple):
-    """Tokens are compared with the mean of each block, as learned (`"bilinear"`)."""
-
-    rows: Tensor  # (B, G, n, C)
-    columns: Tensor  # (B, G, N, C)
-    scaling: float
-
-    @property
-    def size(self) -> int:
-        """Scores of one query, of all rows of the batch."""
-        return self.columns.shape[:3].numel()
-
-    @property
-    def per_block(self) -> int:
-        """Of them for each number of the plan."""
-        return 1
-
-    def logits(self, queries: slice, num_blocks: int, num_seen: int) -> Tensor:
-        return self.rows[:, :, queries] @ self.columns[:, :, :num_blocks].mT * self.scaling
-
-
-class KeyScores(NamedTuple):
-    """Queries are compared with keys (`"keys"`, `"index"`)."""
-
-    query: Tensor  # (B, G, r, n, C), scaled to the base 2
-    pieces: Tensor  # (B, G, N, p, C)
-    log_lengths: Tensor | float  # to the base 2, of the pieces, (B or 1, N, p); one number where all are full
-    own_key: Tensor | None  # (B, G, n, C), of causal queries: `prefix_means`
-    slot: Tensor  # (B or 1, n) where the queries stand
-    piece_size: int
-    same_document: Tensor | None  # (B, M, N) of packed rows: blocks of one document
-
-    @property
-    def size(self) -> int:
-        return self.query.shape[:3].numel() * self.pieces.shape[2:4].numel()
-
-    @property
-    def per_block(self) -> int:
-        return self.query.shape[2] * self.pieces.shape[3]
-
-    def shares(self, queries: slice, num_blocks: int, num_seen: int = 0) -> Tensor:
-        """`(B, G, n, N)`. Each of these queries sees the first `num_seen` blocks whole."""
-        query, slot, hidden, own = self.query[:, :, :, queries], self.slot[:, queries], None, None
-        per_block = self.pieces.shape[3]
-        if self.own_key is not None:
-            piece = torch.arange(num_seen * per_block, num_blocks * per_block, device=slot.device)
-            own_piece = (slot // self.piece_size).unsqueeze(-1)
-            if self.piece_size == 1:  # the query's own is among the pieces
-                hidden = (piece > own_piece)[:, None, None]
-            else:
-                hidden = (piece >= own_piece)[:, None, None]
-                own = own_scores(query, self.own_key[:, :, queries], slot, self.piece_size)
-        if self.same_document is not None:
-            per_query = self.query.shape[3] // self.same_document.shape[1]
-            block = torch.arange(queries.start, queries.stop, device=slot.device) // per_query
-            other = ~self.same_document[:, block, num_seen:num_blocks].repeat_interleave(per_block, dim=2)
-            other = other[:, None, None]
-            hidden = other if hidden is None else hidden | other
-        log_lengths = self.log_lengths
-        if isinstance(log_lengths, Tensor):
-            log_lengths = log_lengths[:, :num_blocks].flatten(1)[:, None, None, None]
-        # In half precision, shares that differ by little would be equal.
-        with maybe_autocast(device_type=query.device.type, enabled=False):
-            return block_shares(query, self.pieces[:, :, :num_blocks], log_lengths, hidden, own)
-
-    def logits(self, queries: slice, num_blocks: int, num_seen: int = 0) -> Tensor:
-        return log_shares(self.shares(queries, num_blocks, num_seen))
-
-
-Scores = BlockScores | KeyScores
+    from token_scores_sinkhorn import MAX_OF_PLAN, Scores, slices
 
 
 class Routing(NamedTuple):
@@ -173,11 +95,9 @@ def route(
     tracks = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in scores)
 
     def logits_of(queries: slice) -> Tensor:
-        limit, num_seen = num_blocks, 0
-        if grows:
-            limit, num_seen = -(-queries.stop // per_block), queries.start // per_block
+        limit = -(-queries.stop // per_block) if grows else num_blocks
         with maybe_autocast(device_type=device.type, enabled=False):
-            return perturb(scores.logits(queries, limit, num_seen))
+            return perturb(scores.logits(queries, limit, per_block if grows else None))
 
     def choose(
         logits: Tensor, blocks: slice, columns: Tensor | None
@@ -193,21 +113,17 @@ def route(
             sums = [x[:, :, -1:] for x in sums]
         return *choice, _fit(plan, num_blocks) if keeps_plan else None, [_fit(x, num_blocks) for x in sums]
 
-    def run(function: Callable, *arguments: Any) -> Any:
-        # Computed again for the backward pass, which needs none of the scores then.
-        return checkpoint(function, *arguments, use_reentrant=False) if tracks and in_parts else function(*arguments)
-
     # Balancing in both directions needs the whole plan. Otherwise it is made in parts, each of which is large enough
-    # for the many small steps of a choice, and its scores in smaller ones, which stay in a processor's cache.
+    # for the many small steps of a choice.
     whole = iterations > 0 and not causal
-    of_block = scores.size // scores.per_block * per_block
     parts = []
-    for blocks in slices(slice(0, num_destinations), 0 if whole else of_block, MAX_OF_PLAN, device):
+    for blocks in slices(slice(0, num_destinations), 0 if whole else scores.of_plan * per_block, MAX_OF_PLAN, device):
         queries = slice(blocks.start * per_block, blocks.stop * per_block)
-        logits = [run(logits_of, few) for few in slices(queries, scores.size, MAX_SCORES, device)]
-        limit = logits[-1].shape[-1]
-        logits = logits[0] if len(logits) == 1 else torch.cat([_fit(x, limit) for x in logits], dim=2)
-        *made, sums = run(choose, logits, blocks, columns)
+        logits = logits_of(queries)
+        if tracks and in_parts:  # computed again for the backward pass, which needs no plan then
+            *made, sums = checkpoint(choose, logits, blocks, columns, use_reentrant=False)
+        else:
+            *made, sums = choose(logits, blocks, columns)
         if sums and causal:
             columns = torch.stack([x[:, :, -1] for x in sums], dim=2)
         if keep_sums is not None:
@@ -219,18 +135,6 @@ def route(
         index, chosen, weight = (torch.cat(x, dim=2) for x in list(zip(*parts))[:3])
         plan = torch.cat([x[3] for x in parts], dim=2) if keeps_plan else None
     return HardSort(index, chosen, weight), plan
-
-
-def slices(whole: slice, size: int, most: dict[str, int], device: torch.device) -> Iterator[slice]:
-    """
-    Parts of `whole` with up to `most` numbers each on the kind of device, where one has `size`; one part in a graph,
-    which is for any length.
-    """
-    step = whole.stop - whole.start
-    if size > 0 and not torch.compiler.is_compiling():
-        step = max(1, most.get(device.type, most["cuda"]) // size)
-    for start in range(whole.start, whole.stop, step):
-        yield slice(start, min(start + step, whole.stop))
 
 
 def _of_queries(routing: Routing, blocks: slice, per_block: int) -> Tensor:

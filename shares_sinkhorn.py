@@ -10,6 +10,9 @@ Shape letters as in `sorting_sinkhorn.py`; `r = H / G` query heads per key/value
 block, `C` dimensions in which queries and keys are compared.
 """
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -88,6 +91,31 @@ def block_shares(
     Returns:
         `(B, G, n, N)`. They sum to 1, less the share of `own`.
     """
+    _, by_block, total = _powers(query, pieces, log_lengths, hidden, own)
+    return (by_block / total).mean(2)
+
+
+def gradients_of_shares(grad: Tensor, log: bool, query: Tensor, pieces: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    """
+    The backward pass of `block_shares`, or with `log` of `log_shares` after it, from its gradient `(B, G, n, N)` to
+    those of `query` and `pieces`. That of `own` is left out.
+    """
+    powers, by_block, total = _powers(query, pieces, *rest)
+    shares = by_block / total
+    if log:
+        mean = shares.mean(2)
+        grad = (grad / mean).masked_fill_(mean < SMALLEST_SHARE, 0)
+    grad = grad.unsqueeze(2) * (math.log(2) / query.shape[2])
+    of_blocks = (grad - (grad * shares).sum(-1, keepdim=True)) / total
+    scores = powers.unflatten(-1, pieces.shape[2:4]).mul_(of_blocks.unsqueeze(-1)).flatten(4).flatten(2, 3)
+    of_query = (scores @ pieces.flatten(2, 3)).view_as(query)
+    return of_query, (scores.mT @ query.flatten(2, 3)).view_as(pieces)
+
+
+def _powers(
+    query: Tensor, pieces: Tensor, log_lengths: Tensor | float, hidden: Tensor | None, own: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The powers of 2 of scores, `(B, G, r, n, N * p)`, their sums over blocks, and over all that a query sees."""
     # Most of the time that routing takes on long texts is spent here: few passes, and in place.
     scores = (query.flatten(2, 3) @ pieces.flatten(2, 3).mT).unflatten(2, query.shape[2:4])
     if isinstance(log_lengths, Tensor) or own is not None:  # one number for all there is changes no share
@@ -99,11 +127,12 @@ def block_shares(
     top = scores.detach().amax(-1, keepdim=True)
     if own is not None:
         top = torch.maximum(top, own.detach())
-    by_block = scores.sub_(top).exp2_().unflatten(-1, pieces.shape[2:4]).sum(-1)
+    powers = scores.sub_(top).exp2_()
+    by_block = powers.unflatten(-1, pieces.shape[2:4]).sum(-1)
     total = by_block.sum(-1, keepdim=True)
     if own is not None:
         total = total + (own - top).exp2()
-    return (by_block / total).mean(2)
+    return powers, by_block, total
 
 
 def log_shares(shares: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ try:  # a folder on the Hub, or any package
     from .balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from .configuration_sinkhorn import SinkhornConfig
     from .layout_sinkhorn import BlockLayout
-    from .routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
     from .shares_sinkhorn import log_piece_lengths, log_shares, piece_means, prefix_means
     from .sorting_sinkhorn import (
         block_means,
@@ -28,11 +27,11 @@ try:  # a folder on the Hub, or any package
         packed_causal_descriptors,
         same_document,
     )
+    from .token_scores_sinkhorn import MAX_OF_PLAN, BlockScores, KeyScores, slices
 except ImportError:  # flat modules, as installed
     from balancing_sinkhorn import causal_sinkhorn_balance, sinkhorn_balance
     from configuration_sinkhorn import SinkhornConfig
     from layout_sinkhorn import BlockLayout
-    from routing_sinkhorn import MAX_SCORES, BlockScores, KeyScores, slices
     from shares_sinkhorn import log_piece_lengths, log_shares, piece_means, prefix_means
     from sorting_sinkhorn import (
         block_means,
@@ -42,6 +41,7 @@ except ImportError:  # flat modules, as installed
         packed_causal_descriptors,
         same_document,
     )
+    from token_scores_sinkhorn import MAX_OF_PLAN, BlockScores, KeyScores, slices
 
 
 class SinkhornSortNet(nn.Module):
@@ -229,7 +229,7 @@ class SinkhornSortNet(nn.Module):
             return first.logits(slice(0, grid.num_blocks), grid.num_blocks)
         scores = self._scores_of_keys(query, key, layout)
         parts = []
-        for blocks in slices(slice(0, grid.num_blocks), scores.size * b, MAX_SCORES, key.device):
+        for blocks in slices(slice(0, grid.num_blocks), scores.of_plan * b, MAX_OF_PLAN, key.device):
             shares = scores.shares(slice(blocks.start * b, blocks.stop * b), grid.num_blocks).unflatten(2, (-1, b))
             if grid.filled is None:
                 parts.append(shares.mean(3))

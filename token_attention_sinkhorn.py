@@ -19,8 +19,9 @@ try:  # a folder on the Hub, or any package
     from .layout_sinkhorn import BlockLayout
     from .maps_sinkhorn import tokens_of_slots
     from .routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
-    from .routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
+    from .routing_sinkhorn import Routing, even_shares_before, even_shares_of_cache, route
     from .sorting_sinkhorn import HardSort, block_sums
+    from .token_scores_sinkhorn import BlockScores, KeyScores
     from .token_step_sinkhorn import attend_one_token, attend_one_token_of_equal_rows, is_one_token
 except ImportError:  # flat modules, as installed
     from attention_sinkhorn import SinkhornAttention
@@ -29,8 +30,9 @@ except ImportError:  # flat modules, as installed
     from layout_sinkhorn import BlockLayout
     from maps_sinkhorn import tokens_of_slots
     from routed_attention_sinkhorn import Sources, attend_by_block, attend_to_gathered
-    from routing_sinkhorn import BlockScores, KeyScores, Routing, even_shares_before, even_shares_of_cache, route
+    from routing_sinkhorn import Routing, even_shares_before, even_shares_of_cache, route
     from sorting_sinkhorn import HardSort, block_sums
+    from token_scores_sinkhorn import BlockScores, KeyScores
     from token_step_sinkhorn import attend_one_token, attend_one_token_of_equal_rows, is_one_token
 
 

@@ -15,8 +15,8 @@ from test_packing import documents, pack
 from test_reference import compare
 
 import routed_attention_sinkhorn
-import routing_sinkhorn
 import token_attention_sinkhorn
+import token_scores_sinkhorn
 from configuration_sinkhorn import SinkhornConfig
 from helpers import BLOCK, TOKEN, assert_close, padding_masks, pairwise, tiny_config
 from modeling_sinkhorn import SinkhornForCausalLM, SinkhornForSequenceClassification, SinkhornModel
@@ -252,7 +252,8 @@ def test_sdpa_equals_eager_forward_and_backward(case):
 
 @both_directions
 @pytest.mark.parametrize("sort_net", SCORERS)
-def test_parts_equal_the_whole(sort_net, is_decoder, monkeypatch):
+@pytest.mark.parametrize("fewest", [1, 64])  # queries at a time of all rows, or of each row
+def test_parts_equal_the_whole(sort_net, is_decoder, fewest, monkeypatch):
     """Texts are so long nowhere else in the tests that scores and pairs are made in several parts."""
     for iterations, implementation in ((2, "sdpa"), (0, "eager")):
         fields = {"implementation": implementation, "sinkhorn_iterations": iterations, "is_decoder": is_decoder}
@@ -260,7 +261,9 @@ def test_parts_equal_the_whole(sort_net, is_decoder, monkeypatch):
         inputs = {"input_ids": tokens(2, 45), "attention_mask": padding_masks(45)[2:4], "use_cache": False}
         expected, expected_gradients = states_and_gradients(model, **inputs)
         with monkeypatch.context() as patch:
-            patch.setitem(routing_sinkhorn.MAX_SCORES, "cpu", 1000)
+            patch.setitem(token_scores_sinkhorn.MAX_SCORES, "cpu", 1000)
+            patch.setattr(token_scores_sinkhorn, "FEWEST_QUERIES", fewest)
+            patch.setitem(token_scores_sinkhorn.MAX_OF_PLAN, "cpu", 1000)
             patch.setitem(routed_attention_sinkhorn.MAX_PARTIAL_OUTPUTS, "cpu", 1000)
             patch.setitem(routed_attention_sinkhorn.MAX_GATHERED, "cpu", 4000)
             patch.setitem(routed_attention_sinkhorn.TILES_AT_ONCE, "cpu", 3)
@@ -810,7 +813,7 @@ def test_no_tensor_is_as_large_as_all_pairs_of_tokens(sort_net, iterations, is_d
     with NewTensors() as new:
         model(tokens(1, length)).last_hidden_state.sum().backward()
     # Scores are made of a few tokens at a time: as many as this, whatever the length.
-    assert max(new.sizes) <= max(heads * length * chosen * 16 // 2, routing_sinkhorn.MAX_SCORES["cpu"])
+    assert max(new.sizes) <= max(heads * length * chosen * 16 // 2, token_scores_sinkhorn.MAX_SCORES["cpu"])
 
 
 # Configuration -------------------------------------------------------------------------------------------------------
