@@ -136,7 +136,7 @@ def _new_rows_of_keys(attention: nn.Module, query: Tensor, layout: BlockLayout, 
     if not cached.opens:
         return None
     queries, per_block = sort_net.compared_queries(query), query.shape[2]
-    rows = torch.cat((queries.flatten(1, 2), own_key), dim=1)[:, :, ::per_block]  # (B, H + G, M, C)
+    rows = torch.cat((queries.flatten(1, 2), own_key), dim=1)[:, :, ::per_block]  # (B, r * G + G, M, C)
     cache.put_blocks("row_features", rows.transpose(1, 2).flatten(2), cached, written=cached.opened)
     logits = _compare_first_queries(sort_net, rows, cached.slots[:, ::per_block], layout, cache)
     return _balance(sort_net, logits, layout.balanced, cached.num_blocks, cache)
@@ -145,8 +145,8 @@ def _new_rows_of_keys(attention: nn.Module, query: Tensor, layout: BlockLayout, 
 def _compare_first_queries(
     sort_net: nn.Module, rows: Tensor, slot: Tensor, layout: BlockLayout, cache: CacheLayer
 ) -> Tensor:
-    """`(B, H + G, M, C)` first queries of blocks, and their keys, to sorting logits `(B, G, M, N)`."""
-    groups = rows.shape[1] // (sort_net.num_key_value_groups + 1)
+    """`(B, r * G + G, M, C)` first queries of blocks, and their keys, to sorting logits `(B, G, M, N)`."""
+    groups = rows.shape[1] // (sort_net.queries_per_group + 1)
     query, own_key = rows[:, :-groups].unflatten(1, (groups, -1)), rows[:, -groups:]
     scores = sort_net.key_scores(query, cache.pieces(layout.cached, sort_net.piece_size), own_key, slot)
     return scores.logits(slice(0, rows.shape[2]), layout.cached.num_blocks)

@@ -143,6 +143,11 @@ class SinkhornSortNet(nn.Module):
         """Tokens whose keys are averaged."""
         return self.config.key_piece_size if self.config.sort_net == "keys" else 1
 
+    @property
+    def queries_per_group(self) -> int:
+        """Queries of one token that are compared with a key: `r`."""
+        return 1 if self.config.merges_index_heads else self.num_key_value_groups
+
     def compared_queries(self, query: Tensor) -> Tensor:
         """`(B, M, Q, H, D)` rotated queries to what is compared, `(B, G, r, M * Q, C)`; `r` is 1 of merged heads."""
         return self.of_query_heads(query.flatten(1, 2).unflatten(2, (-1, self.num_key_value_groups)).transpose(1, 2))

@@ -83,7 +83,8 @@ class KeyScores(NamedTuple):
     def _differentiable(self, *request: Any) -> Tensor:
         learns = torch.is_grad_enabled() and (self.query.requires_grad or self.pieces.requires_grad)
         # A query's own share of its piece has no backward pass here: what learns has pieces of one token.
-        if learns and self.piece_size == 1 and not torch.compiler.is_compiling():
+        in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if learns and self.piece_size == 1 and not in_graph:
             return _Shares.apply(request, *self)
         return self.compute(*request)
 

@@ -27,6 +27,7 @@ ROUTES = {
     **{f"token-{scorer}": TOKEN | {"sort_net": scorer} for scorer in SCORERS},
     **{f"block-{scorer}": BLOCK | {"sort_net": scorer} for scorer in ("keys", "index")},
     "token-index-merged": TOKEN | {"sort_net": "index", "num_index_heads": 2},
+    "block-index-merged": BLOCK | {"sort_net": "index", "num_index_heads": 2},
 }
 every_route = pytest.mark.parametrize("route", ROUTES)
 both_directions = pytest.mark.parametrize("is_decoder", [False, True], ids=["encoder", "decoder"])
