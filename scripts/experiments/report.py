@@ -56,7 +56,7 @@ and the runs by `python scripts/run_experiments.py all --jobs 2` (`--help` tells
 | `soft`, `hard` | Sinkhorn attention that mixes blocks (the paper's), or that gathers the best one |
 | `hard2` | hard, two sorted blocks |
 | `soft0`, `hard0` | without balancing |
-| `token_bilinear`, `token_keys`, `token_index` | each token chooses two blocks for itself, without balancing; `_balanced`: with it |
+| `token_bilinear`, `token_keys`, `token_index` | each token chooses two blocks for itself, without balancing; `_balanced`: with it; `_four`: four blocks |
 | `quiet` | soft, without Gumbel noise in training |
 | `far` | soft, with two local blocks, balanced by capacity, the first token as descriptor |
 | `sortcut` | every query reads the first two sorted blocks |
