@@ -35,6 +35,7 @@ STYLES = {
     "token_bilinear_balanced": ("#0072B2", "."),
     "token_keys": ("#000000", "d"),
     "token_keys_balanced": ("#000000", "."),
+    "token_keys_four": ("#44AA99", "h"),
     "token_index": ("#CC79A7", "X"),
     "token_index_balanced": ("#CC79A7", "."),
 }
