@@ -105,6 +105,8 @@ def gradients_of_shares(grad: Tensor, log: bool, query: Tensor, pieces: Tensor, 
     if log:
         mean = shares.mean(2)
         grad = (grad / mean).masked_fill_(mean < SMALLEST_SHARE, 0)
+    # A block's share changes with a score by ln 2 times the score's part of the softmax times (1 where it is the block's
+    # own, else 0, minus the share).
     grad = grad.unsqueeze(2) * (math.log(2) / query.shape[2])
     of_blocks = (grad - (grad * shares).sum(-1, keepdim=True)) / total
     scores = powers.unflatten(-1, pieces.shape[2:4]).mul_(of_blocks.unsqueeze(-1)).flatten(4).flatten(2, 3)
