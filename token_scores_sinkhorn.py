@@ -20,7 +20,7 @@ except ImportError:  # flat modules, as installed
     from shares_sinkhorn import block_shares, gradients_of_shares, log_shares, own_scores
 
 
-# Scores, and numbers of a plan, in memory at a time, of all heads. A cache of a processor holds some of them.
+# Scores, which stay in a processor's cache, and numbers of a plan, in memory at a time, of all heads.
 MAX_SCORES = {"cpu": 2**20, "cuda": 2**26}
 MAX_OF_PLAN = {"cpu": 2**22, "cuda": 2**26}
 # Scores of fewer queries than these are made of one row of the batch at a time: each time all keys of the rows are read,
@@ -40,8 +40,8 @@ class BlockScores(NamedTuple):
         """Numbers of the plan of one query, of all rows of the batch."""
         return self.columns.shape[:3].numel()
 
-    def logits(self, queries: slice, num_blocks: int, seen_per_block: int | None = None) -> Tensor:
-        """`(B, G, n, N)`, of some queries and the first `num_blocks` blocks."""
+    def logits(self, queries: slice, num_blocks: int, queries_per_block: int | None = None) -> Tensor:
+        """`(B, G, n, N)`, of some queries and the first `num_blocks` blocks, whichever of them they see."""
         return self.rows[:, :, queries] @ self.columns[:, :, :num_blocks].mT * self.scaling
 
 
@@ -66,21 +66,21 @@ class KeyScores(NamedTuple):
         """Scores of one query, of all rows of the batch."""
         return self.query.shape[:3].numel() * self.pieces.shape[2:4].numel()
 
-    def logits(self, queries: slice, num_blocks: int, seen_per_block: int | None = None) -> Tensor:
+    def logits(self, queries: slice, num_blocks: int, queries_per_block: int | None = None) -> Tensor:
         """The logarithm of `shares`."""
-        return self._differentiable(queries, num_blocks, seen_per_block, True)
+        return self._shares(queries, num_blocks, queries_per_block, True)
 
-    def shares(self, queries: slice, num_blocks: int, seen_per_block: int | None = None) -> Tensor:
+    def shares(self, queries: slice, num_blocks: int, queries_per_block: int | None = None) -> Tensor:
         """
         `block_shares` of some queries and the first `num_blocks` blocks, `(B, G, n, N)`.
 
         Args:
-            seen_per_block: where queries stand in blocks of so many each, from the first block on, and see none that
-                comes after their own.
+            queries_per_block: given where query 0 begins block 0, and queries see no block after their own: the shares
+                of those are not computed, and 0.
         """
-        return self._differentiable(queries, num_blocks, seen_per_block, False)
+        return self._shares(queries, num_blocks, queries_per_block, False)
 
-    def _differentiable(self, *request: Any) -> Tensor:
+    def _shares(self, *request: Any) -> Tensor:
         learns = torch.is_grad_enabled() and (self.query.requires_grad or self.pieces.requires_grad)
         # A query's own share of its piece has no backward pass here: what learns has pieces of one token.
         in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -88,7 +88,7 @@ class KeyScores(NamedTuple):
             return _Shares.apply(request, *self)
         return self.compute(*request)
 
-    def compute(self, queries: slice, num_blocks: int, seen_per_block: int | None, log: bool) -> Tensor:
+    def compute(self, queries: slice, num_blocks: int, queries_per_block: int | None, log: bool) -> Tensor:
         """`shares`, or their logarithm."""
         batch, groups = self.query.shape[:2]
         device, num_queries = self.query.device, queries.stop - queries.start
@@ -100,15 +100,15 @@ class KeyScores(NamedTuple):
                 return log_shares(shares) if log else shares
 
         if torch.compiler.is_compiling() or self.size * num_queries <= most(MAX_SCORES, device):
-            num_seen = 0 if seen_per_block is None else queries.start // seen_per_block
+            num_seen = 0 if queries_per_block is None else queries.start // queries_per_block
             return compare(self._compared(queries, num_blocks, num_seen))
         whole = self.query.new_zeros(batch, groups, num_queries, num_blocks)
-        for rows, few, limit, compared in self.parts(queries, num_blocks, seen_per_block):
+        for rows, few, limit, compared in self.parts(queries, num_blocks, queries_per_block):
             whole[rows, :, few.start - queries.start : few.stop - queries.start, :limit] = compare(compared)
         return whole
 
     def parts(
-        self, queries: slice, num_blocks: int, seen_per_block: int | None
+        self, queries: slice, num_blocks: int, queries_per_block: int | None
     ) -> Iterator[tuple[slice, slice, int, tuple[Any, ...]]]:
         """Rows of the batch, queries, the number of blocks that they see, and the arguments of `block_shares`."""
         batch, device = self.query.shape[0], self.query.device
@@ -118,8 +118,8 @@ class KeyScores(NamedTuple):
                 some = KeyScores(*(x[rows] if isinstance(x, Tensor) and x.shape[0] > 1 else x for x in self))
             for few in slices(queries, some.size, MAX_SCORES, device):
                 limit, num_seen = num_blocks, 0
-                if seen_per_block is not None:
-                    limit, num_seen = -(-few.stop // seen_per_block), few.start // seen_per_block
+                if queries_per_block is not None:
+                    limit, num_seen = -(-few.stop // queries_per_block), few.start // queries_per_block
                 yield rows, few, limit, some._compared(few, limit, num_seen)
 
     def _compared(self, queries: slice, num_blocks: int, num_seen: int) -> tuple[Any, ...]:
@@ -164,10 +164,10 @@ class _Shares(torch.autograd.Function):
     def backward(ctx, grad):
         saved = zip(ctx.saved_tensors, ctx.others)
         scores = KeyScores(*(other if tensor is None else tensor for tensor, other in saved))
-        queries, num_blocks, seen_per_block, log = ctx.request
+        queries, num_blocks, queries_per_block, log = ctx.request
         grad_query, grad_pieces = torch.zeros_like(scores.query), torch.zeros_like(scores.pieces)
         with maybe_autocast(device_type=grad.device.type, enabled=False):
-            for rows, few, limit, compared in scores.parts(queries, num_blocks, seen_per_block):
+            for rows, few, limit, compared in scores.parts(queries, num_blocks, queries_per_block):
                 of_part = grad[rows, :, few.start - queries.start : few.stop - queries.start, :limit]
                 grad_query[rows, :, :, few], of_pieces = gradients_of_shares(of_part, log, *compared)
                 grad_pieces[rows, :, :limit] += of_pieces

@@ -2,6 +2,7 @@
 """Sinks, the scorers "keys" and "index", and routing by token: against the oracle, and as users meet them."""
 
 import copy
+import io
 import sys
 
 import pytest
@@ -798,6 +799,20 @@ def test_compiles_whole_for_every_length(route, is_decoder):
             assert_close(actual, expected, 1e-9)
             for name, gradient in gradients.items():
                 assert_close(gradient, expected_gradients[name.removeprefix("_orig_mod.")], 1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")  # tracing warns of each size that it makes a constant
+@both_directions
+@pytest.mark.parametrize("route", ["token-index", "token-index-merged"])
+def test_a_model_that_learns_its_choice_can_be_traced_and_saved(route, is_decoder):
+    """With gradients enabled, as they are where nobody says otherwise: a graph has no backward pass of ours."""
+    model = make(route, is_decoder=is_decoder, sinkhorn_iterations=0)
+    model.config.return_dict = False
+    model.config.use_cache = False
+    traced = torch.jit.trace(model, (tokens(2, 45),), check_trace=False)
+    torch.jit.save(traced, io.BytesIO())
+    others = tokens(2, 45, seed=7)
+    assert_close(traced(others)[0], model(others)[0], 1e-12)
 
 
 # Cost ----------------------------------------------------------------------------------------------------------------
